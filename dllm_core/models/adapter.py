@@ -1,0 +1,108 @@
+"""What a model family declares: which checkpoints it serves, how they load, and which conventions they follow."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from dllm_core.errors import ModelLoadError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+def _attribute(target: str) -> object:
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+class ModelAdapter:
+    """One model family. A subclass sets the class attributes; few families need to override a method.
+
+    Conventions are declared, never sniffed: samplers, objectives and evaluation read them through `Denoiser`.
+
+    Attributes:
+        model_types: the ``model_type`` values of ``config.json`` that this family serves.
+        config_class, model_class: import strings ``"package.module:Class"`` of the Hugging Face classes.
+        logits_are_shifted: row i of the model's logits predicts token i + 1 (autoregressive heritage), not token i.
+        supports_kv_cache: the model takes ``past_key_values`` and keeps keys after their rotary embedding.
+        supports_block_causal: the model takes a 4-D attention pattern.
+        mask_token: text of the mask token in the family's tokenizer; None: the tokenizer's own ``mask_token``.
+        eot_tokens: texts of the tokens that end a turn, besides the end of sequence.
+        chat_template: replaces the checkpoint's own template where that one is missing or wrong.
+        lora_targets: module names for LoRA, or ``"all-linear"``.
+    """
+
+    model_types: ClassVar[tuple[str, ...]] = ()
+    config_class: ClassVar[str]
+    model_class: ClassVar[str]
+    logits_are_shifted: ClassVar[bool] = False
+    supports_kv_cache: ClassVar[bool] = False
+    supports_block_causal: ClassVar[bool] = False
+    mask_token: ClassVar[str | None] = None
+    eot_tokens: ClassVar[tuple[str, ...]] = ()
+    chat_template: ClassVar[str | None] = None
+    lora_targets: ClassVar[tuple[str, ...] | str] = "all-linear"
+
+    def load_config(self, path: str, *, revision: str | None = None) -> PreTrainedConfig:
+        """Read ``config.json`` of a folder or hub id into the family's own configuration class."""
+        return _attribute(self.config_class).from_pretrained(path, revision=revision)
+
+    def build_model(self, config: PreTrainedConfig) -> PreTrainedModel:
+        """A model with fresh random weights, for training from scratch."""
+        return _attribute(self.model_class)(config)
+
+    def load_model(
+        self,
+        path: str,
+        config: PreTrainedConfig,
+        *,
+        dtype: torch.dtype | str,
+        attn_implementation: str | None = None,
+        revision: str | None = None,
+    ) -> PreTrainedModel:
+        """Load weights from safetensors. ``dtype`` is a torch dtype or ``"auto"`` (the checkpoint's own)."""
+        return _attribute(self.model_class).from_pretrained(
+            path,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            revision=revision,
+            use_safetensors=True,
+        )
+
+    def load_tokenizer(self, path: str, *, revision: str | None = None) -> PreTrainedTokenizerBase | None:
+        """The checkpoint's tokenizer, prepared for the family; None where a local folder holds none."""
+        from transformers import AutoTokenizer
+
+        folder = Path(path)
+        names = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model", "vocab.txt")
+        if folder.is_dir() and not any((folder / name).exists() for name in names):
+            return None
+        return self.prepare_tokenizer(AutoTokenizer.from_pretrained(path, revision=revision))
+
+    def prepare_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+        """Give the tokenizer the family's mask token and chat template. Adds no id that the vocabulary lacks."""
+        if self.mask_token is not None and self.mask_token in tokenizer.get_vocab():
+            tokenizer.mask_token = self.mask_token
+        if self.chat_template is not None:
+            tokenizer.chat_template = self.chat_template
+        return tokenizer
+
+    def context_length(self, config: PreTrainedConfig) -> int | None:
+        """The longest sequence, in tokens, that the positions of this checkpoint reach; None where unbounded."""
+        return getattr(config, "max_position_embeddings", None)
+
+    def check_config(self, config: PreTrainedConfig) -> None:
+        """Raise where this adapter was named by hand for a checkpoint of another family.
+
+        Raises:
+            ModelLoadError: the checkpoint's ``model_type`` is not among ``model_types``.
+        """
+        if config.model_type not in self.model_types:
+            raise ModelLoadError(
+                f"{type(self).__name__} serves model types {', '.join(self.model_types)}, this checkpoint says "
+                f"{config.model_type!r}; leave out adapter= to choose the family from config.json"
+            )

@@ -1,0 +1,221 @@
+"""`Denoiser`: a model together with the conventions of its family, so that one sampler serves them all.
+
+Right shift, padding, special tokens and the selection of rows are settled here.
+
+Shapes: B batch, L length, V vocabulary, K positions asked for per row, N positions asked for in all, H hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+from dllm_core.errors import ModelLoadError, OptionError
+from dllm_core.models.attention import as_model_mask
+
+if TYPE_CHECKING:
+    from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
+
+    from dllm_core.models.adapter import ModelAdapter
+
+SPECIAL_NAMES = ("mask", "eos", "pad", "bos", "eot")
+
+
+class Denoiser:
+    """What samplers, objectives and evaluation see of a model.
+
+    Args:
+        model: a Hugging Face model, perhaps wrapped (DDP, PEFT): exactly one forward of it is called per `logits`.
+        adapter: the family's conventions.
+        tokenizer: may be None; prompts are then token ids.
+        special_ids: token ids by name (``mask``, ``eos``, ``pad``, ``bos``, ``eot``); they win over the tokenizer's.
+        logits_are_shifted: overrides the family's declared shift for this checkpoint.
+
+    Raises:
+        ModelLoadError: no mask token is known, or a special id lies outside the embedding.
+        OptionError: an unknown name in ``special_ids``.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        adapter: ModelAdapter,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        special_ids: Mapping[str, int] | None = None,
+        logits_are_shifted: bool | None = None,
+    ) -> None:
+        self.model = model
+        self.adapter = adapter
+        self.tokenizer = tokenizer
+        self.logits_are_shifted = adapter.logits_are_shifted if logits_are_shifted is None else logits_are_shifted
+        ids = _special_ids(tokenizer, special_ids or {})
+        self.vocab_size: int = self.bare_model.get_input_embeddings().weight.shape[0]
+        _check_ids(ids, self.vocab_size, adapter.mask_token)
+        self.mask_token_id: int = ids["mask"]
+        self.eos_token_id: int | None = ids.get("eos")
+        self.bos_token_id: int | None = ids.get("bos")
+        # Filler is never attended to, so any id serves where the checkpoint names none.
+        self.pad_token_id: int = ids.get("pad", ids.get("eos", ids["mask"]))
+        self.eot_token_ids: tuple[int, ...] = _eot_ids(tokenizer, adapter, ids)
+
+    @property
+    def bare_model(self) -> PreTrainedModel:
+        """The model without the wrapper (DDP, FSDP) that `model` may be in."""
+        return getattr(self.model, "module", self.model)
+
+    @property
+    def device(self) -> torch.device:
+        return self.bare_model.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.bare_model.get_input_embeddings().weight.dtype
+
+    @property
+    def context_length(self) -> int | None:
+        """The longest sequence in tokens, None where unbounded."""
+        return self.adapter.context_length(self.bare_model.config)
+
+    @property
+    def end_token_ids(self) -> tuple[int, ...]:
+        """The ids that end a completion: end of sequence and end of turn."""
+        own = () if self.eos_token_id is None else (self.eos_token_id,)
+        return tuple(dict.fromkeys(own + self.eot_token_ids))
+
+    def logits(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        *,
+        at: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        attention: torch.Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> torch.Tensor:
+        """Scores of the tokens AT the positions asked for, for every family (a right shift is undone here).
+
+        Only the rows asked for are projected through the vocabulary head, inside the model's own forward.
+
+        Args:
+            input_ids: (B, L) int64.
+            attention_mask: (B, L) bool, True = real token; None: all are.
+            at: int64 (B, K) positions -> (B, K, V); bool (B, L) -> (N, V), rows in row-major order;
+                None -> (B, L, V).
+            position_ids: (B, L) int64; None: 0, 1, ... over the real tokens of each row.
+            attention: (B or 1, 1, L, K) bool pattern, True = may attend; takes the place of ``attention_mask``.
+            cache: keys and values of earlier positions, for families that declare ``supports_kv_cache``.
+
+        Raises:
+            OptionError: a pattern or a cache for a family that takes none.
+        """
+        self._check_capabilities(attention, cache)
+        if position_ids is None and attention_mask is not None and cache is None:
+            position_ids = _positions_of(attention_mask)
+        select = self._selection(at, attention_mask, input_ids)
+        with _rows_projected(self.bare_model.get_output_embeddings(), select):
+            out = self.model(
+                input_ids=input_ids,
+                attention_mask=self._model_mask(attention_mask, attention),
+                position_ids=position_ids,
+                **({} if cache is None else {"past_key_values": cache, "use_cache": True}),
+            )
+        if at is not None and at.dtype == torch.bool:
+            return out.logits[0]  # (1, N, V) -> (N, V)
+        return out.logits
+
+    def _check_capabilities(self, attention: torch.Tensor | None, cache: Cache | None) -> None:
+        family = type(self.adapter).__name__
+        if cache is not None and not self.adapter.supports_kv_cache:
+            raise OptionError(f"{family} declares no KV cache; use cache='none'")
+        if attention is not None and not self.adapter.supports_block_causal:
+            raise OptionError(f"{family} takes no attention pattern; use a sampler without block-causal attention")
+
+    def _model_mask(self, attention_mask: torch.Tensor | None, attention: torch.Tensor | None) -> torch.Tensor | None:
+        if attention is None:
+            return attention_mask
+        return as_model_mask(attention, self.bare_model.config._attn_implementation, self.dtype)
+
+    def _selection(
+        self, at: torch.Tensor | None, attention_mask: torch.Tensor | None, input_ids: torch.Tensor
+    ) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        """What picks the rows of the hidden states (B, L, H) that the head projects; None: all of them."""
+        if at is None and not self.logits_are_shifted:
+            return None
+        if at is not None and at.dtype == torch.bool:
+            row, position = at.nonzero(as_tuple=True)  # (N,), (N,)
+            if self.logits_are_shifted:
+                position = _position_before(input_ids, attention_mask)[row, position]
+            return lambda hidden: hidden[row, position][None]  # (1, N, H)
+        if self.logits_are_shifted:
+            before = _position_before(input_ids, attention_mask)
+            at = before if at is None else before.gather(1, at)
+        index = at[..., None]
+        return lambda hidden: hidden.gather(1, index.expand(-1, -1, hidden.shape[-1]))  # (B, K, H)
+
+
+@contextmanager
+def _rows_projected(
+    head: torch.nn.Module, select: Callable[[torch.Tensor], torch.Tensor] | None
+) -> Iterator[None]:
+    """Project only the selected rows while the model runs.
+
+    A hook, so that the model's own forward is called exactly once: DDP, FSDP, ZeRO, PEFT and compile wrap that forward.
+    """
+    if select is None:
+        yield
+        return
+    handle = head.register_forward_pre_hook(lambda _, inputs: (select(inputs[0]), *inputs[1:]))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _positions_of(attention_mask: torch.Tensor) -> torch.Tensor:
+    """0, 1, ... over the real tokens of each row, wherever the padding stands. (B, L) bool -> (B, L) int64."""
+    return (attention_mask.long().cumsum(1) - 1).clamp(min=0)
+
+
+def _position_before(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """For each position the one whose shifted logits score it: one to the left; a row's first keeps its own. (B, L)"""
+    positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+    if attention_mask is None:
+        return (positions - 1).clamp(min=0)
+    first = attention_mask.long().argmax(1, keepdim=True)  # (B, 1)
+    return torch.where(positions > first, positions - 1, positions)
+
+
+def _special_ids(tokenizer: PreTrainedTokenizerBase | None, given: Mapping[str, int]) -> dict[str, int]:
+    unknown = sorted(set(given) - set(SPECIAL_NAMES))
+    if unknown:
+        raise OptionError(f"unknown special id {unknown[0]!r}; allowed are {', '.join(SPECIAL_NAMES)}")
+    own = {} if tokenizer is None else {n: getattr(tokenizer, f"{n}_token_id", None) for n in SPECIAL_NAMES[:4]}
+    return {name: value for name, value in (own | dict(given)).items() if value is not None}
+
+
+def _check_ids(ids: Mapping[str, int], vocab_size: int, mask_token: str | None) -> None:
+    if "mask" not in ids:
+        looked_for = f" (this family's is {mask_token!r})" if mask_token else ""
+        raise ModelLoadError(
+            f"no mask token is known: the tokenizer has none{looked_for}; give special_ids={{'mask': ID}} or a "
+            "tokenizer with a mask token"
+        )
+    for name, value in ids.items():
+        if not 0 <= value < vocab_size:
+            raise ModelLoadError(
+                f"special id {name}={value} lies outside the embedding of {vocab_size} rows; give special_ids with an "
+                f"id from 0 to {vocab_size - 1}, or resize the model's embedding first"
+            )
+
+
+def _eot_ids(
+    tokenizer: PreTrainedTokenizerBase | None, adapter: ModelAdapter, ids: Mapping[str, int]
+) -> tuple[int, ...]:
+    if "eot" in ids:
+        return (ids["eot"],)
+    vocabulary = {} if tokenizer is None else tokenizer.get_vocab()
+    return tuple(vocabulary[text] for text in adapter.eot_tokens if text in vocabulary)

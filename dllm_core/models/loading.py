@@ -1,0 +1,173 @@
+"""`dllm.load`: from a hub id, a folder or the name of a bundled checkpoint to a `Denoiser`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from dllm_core import registry
+from dllm_core.errors import ModelLoadError, OptionError
+from dllm_core.models.adapter import ModelAdapter
+from dllm_core.models.denoiser import Denoiser
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+IMPLEMENTATIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
+
+
+def load(
+    name_or_path: str | Path,
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    special_ids: Mapping[str, int] | None = None,
+    adapter: str | None = None,
+    load_in_4bit: bool = False,
+    lora: str | None = None,
+    attn_implementation: str | None = None,
+    logits_are_shifted: bool | None = None,
+    revision: str | None = None,
+) -> Denoiser:
+    """Load a diffusion language model, ready for samplers, objectives and evaluation.
+
+    Never runs code from a checkpoint, and reads weights from safetensors only.
+
+    Args:
+        name_or_path: a hub id, a local folder, or the name of a checkpoint that an installed plugin ships.
+        device: ``"auto"`` takes the accelerator where there is one.
+        dtype: ``"auto"`` takes float32 on the CPU and the checkpoint's own type elsewhere.
+        tokenizer: used instead of the checkpoint's.
+        special_ids: token ids by name (``mask``, ``eos``, ``pad``, ``bos``, ``eot``); no tokenizer is then needed and
+            prompts are token ids.
+        adapter: name of the model family where ``config.json`` should not decide.
+        load_in_4bit, lora: quantised loading and LoRA adapters; not in this version.
+        attn_implementation: ``"sdpa"``, ``"eager"``, a flash attention, or ``"flex_attention"``.
+        logits_are_shifted: overrides the family's declared shift for this checkpoint.
+        revision: branch, tag or commit of a hub id.
+
+    Raises:
+        ModelLoadError: no such model, no config, no installed family for it, no mask token.
+        OptionError: an unknown device, dtype or attention implementation.
+    """
+    _check_options(load_in_4bit, lora, attn_implementation)
+    target, torch_dtype = pick_device(device), pick_dtype(dtype)
+    path = resolve_path(name_or_path)
+    family = _adapter_for(path, adapter, revision)
+    config = _from_checkpoint(path, lambda: family.load_config(path, revision=revision))
+    family.check_config(config)
+    if tokenizer is None and special_ids is None:
+        tokenizer = _from_checkpoint(path, lambda: family.load_tokenizer(path, revision=revision))
+    elif tokenizer is not None:
+        tokenizer = family.prepare_tokenizer(tokenizer)
+    if torch_dtype == "auto" and target.type == "cpu":
+        torch_dtype = torch.float32  # half precision is slow and coarse on most CPUs
+    model = _from_checkpoint(
+        path,
+        lambda: family.load_model(
+            path, config, dtype=torch_dtype, attn_implementation=attn_implementation, revision=revision
+        ),
+    )
+    return Denoiser(
+        model.to(target).eval(), family, tokenizer, special_ids=special_ids, logits_are_shifted=logits_are_shifted
+    )
+
+
+def _check_options(load_in_4bit: bool, lora: str | None, attn_implementation: str | None) -> None:
+    if load_in_4bit or lora is not None:
+        raise OptionError("load_in_4bit and lora are not in this version; load the full-precision, merged checkpoint")
+    if attn_implementation is not None and attn_implementation not in IMPLEMENTATIONS:
+        raise OptionError(
+            f"attn_implementation must be one of {', '.join(IMPLEMENTATIONS)}, got {attn_implementation!r}"
+        )
+
+
+def pick_device(device: str | torch.device) -> torch.device:
+    """``"auto"``: the accelerator that torch sees, else the CPU."""
+    if device == "auto":
+        found = torch.accelerator.current_accelerator(check_available=True)
+        return torch.device("cpu") if found is None else found
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise OptionError(f"device must be 'auto', 'cpu', 'cuda', 'cuda:1', 'mps' ..., got {device!r}") from error
+
+
+def pick_dtype(dtype: str | torch.dtype) -> torch.dtype | str:
+    """A torch dtype by name; ``"auto"`` stays as it is."""
+    if isinstance(dtype, torch.dtype) or dtype == "auto":
+        return dtype
+    if dtype not in DTYPES:
+        raise OptionError(f"dtype must be 'auto' or one of {', '.join(DTYPES)}, got {dtype!r}")
+    return DTYPES[dtype]
+
+
+def resolve_path(name_or_path: str | Path) -> str:
+    """A folder stays, the name of a bundled checkpoint becomes its folder, anything else is a hub id."""
+    name = str(name_or_path)
+    if Path(name).is_dir():
+        return name
+    bundled = registry.find_bundled(name)
+    if bundled is not None:
+        return str(bundled)
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        shipped = ", ".join(checkpoint.name for _, checkpoint in registry.bundled_checkpoints()) or "none"
+        raise ModelLoadError(
+            f"no model {name!r}: not a folder here, not a bundled checkpoint ({shipped}), and not a hub id "
+            "of the form owner/name"
+        )
+    return name
+
+
+def _adapter_for(path: str, adapter: str | None, revision: str | None) -> ModelAdapter:
+    if adapter is not None:
+        return registry.load("adapter", adapter)()
+    model_type = _read_config(path, revision).get("model_type")
+    component = registry.adapter_for_model_type(model_type) if model_type else None
+    if component is None:
+        served = sorted({t for c in registry.components("adapter") for t in c.spec.model_types})
+        raise ModelLoadError(
+            f"{path}: no installed plugin serves model_type {model_type!r}; installed ones serve "
+            f"{', '.join(served) or 'nothing'}; install the plugin of that family ('dllm plugins' lists yours)"
+        )
+    return registry.load("adapter", component.full_id)()
+
+
+def _read_config(path: str, revision: str | None) -> dict[str, object]:
+    file = Path(path) / "config.json" if Path(path).is_dir() else _hub_config(path, revision)
+    if not file.is_file():
+        raise ModelLoadError(f"{path} has no config.json, so it is not a checkpoint; give the folder that holds one")
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelLoadError(f"{file} is not valid JSON ({error}); download the checkpoint again") from error
+
+
+def _hub_config(name: str, revision: str | None) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(name, "config.json", revision=revision))
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelLoadError(
+            f"no model {name!r}: no such folder, and the hub did not give it ({reason}); check the name and the network"
+        ) from error
+
+
+def _from_checkpoint(path: str, read):
+    """Say which checkpoint it was when Hugging Face cannot read a part of it."""
+    try:
+        return read()
+    except (OSError, ValueError) as error:
+        if isinstance(error, ModelLoadError):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise ModelLoadError(f"{path}: {reason}") from error
