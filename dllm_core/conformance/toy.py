@@ -1,0 +1,126 @@
+"""A model whose posterior is known exactly: samplers and objectives are checked against enumeration, not against code.
+
+For a joint distribution small enough to hold as a table, the ideal denoiser answers with the exact conditional
+marginals ``p(x_i = v | the tokens that are not masked)``. With it the any-order bound of masked diffusion is tight: the
+expected loss over times and masks equals the entropy of the data (Ou et al., arXiv:2406.03736, theorem 2; Shi et al.,
+arXiv:2406.04329, equation 5), and one-token-at-a-time sampling draws from the joint itself.
+
+Shapes: B batch, L columns of the input, D length of the joint, V data tokens (the mask token is id V), S = V^D states.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from dllm_core.models.adapter import ModelAdapter
+from dllm_core.models.denoiser import Denoiser
+
+
+@dataclass(frozen=True)
+class ToyOutput:
+    """What a Hugging Face model returns, as far as `Denoiser` reads it: logits (B, L, V + 1) or the rows selected."""
+
+    logits: Tensor
+
+
+class ExactModel(nn.Module):
+    """The ideal denoiser of a joint distribution, in the shape of a Hugging Face model.
+
+    The final hidden state is the log posterior and the vocabulary head starts as the identity, so rows can be selected
+    before the head as in any model, and the head's weight receives gradients.
+
+    A column that is not attended to, and an axis of the joint that no column stands for, are summed out. Where a
+    position is not masked its own token is left out of the evidence, so the scores stay finite and informative. The
+    mask token, and tokens of probability zero, score `log_zero`.
+
+    Args:
+        joint: (V,) * D probabilities, sum 1; axis i is position i.
+    """
+
+    log_zero = -60.0  # finite, so that noise and guidance never meet inf - inf; e^-60 is nothing beside real mass
+
+    def __init__(self, joint: Tensor) -> None:
+        super().__init__()
+        self.vocab, self.length = joint.shape[0], joint.dim()
+        states = torch.cartesian_prod(*[torch.arange(self.vocab)] * self.length).reshape(-1, self.length)
+        self.register_buffer("states", states)  # (S, D)
+        self.register_buffer("probabilities", joint.reshape(-1))  # (S,)
+        self.embedding = nn.Embedding(self.vocab + 1, 1)
+        self.head = nn.Linear(self.vocab + 1, self.vocab + 1, bias=False)
+        nn.init.eye_(self.head.weight)
+        self.config = PreTrainedConfig(max_position_embeddings=self.length)
+        self.to(joint.dtype)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embedding
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.head
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None
+    ) -> ToyOutput:
+        """Scores of the token at every column; (B, L) int64, (B, L) bool and (B, L) int64 in.
+
+        Raises:
+            ValueError: the input is longer than the joint.
+        """
+        if input_ids.shape[1] > self.length:
+            raise ValueError(f"the toy knows {self.length} positions, got an input of length {input_ids.shape[1]}")
+        columns = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+        axes = columns if position_ids is None else position_ids.clamp(0, self.length - 1)
+        known = input_ids != self.vocab
+        if attention_mask is not None:
+            known = known & attention_mask.bool()
+        posterior = self._posteriors(self._evidence(input_ids, known, axes))  # (B, D, V)
+        rows = posterior.gather(1, axes[..., None].expand(-1, -1, self.vocab))  # (B, L, V)
+        hidden = rows.log().clamp_min(self.log_zero)
+        return ToyOutput(self.head(nn.functional.pad(hidden, (0, 1), value=self.log_zero)))
+
+    def _evidence(self, input_ids: Tensor, known: Tensor, axes: Tensor) -> Tensor:
+        """(B, D) int64: the known token of every axis of the joint, -1 where unknown."""
+        evidence = input_ids.new_full((len(input_ids), self.length), -1)
+        rows, columns = known.nonzero(as_tuple=True)
+        evidence[rows, axes[rows, columns]] = input_ids[rows, columns]
+        return evidence
+
+    def _posteriors(self, evidence: Tensor) -> Tensor:
+        """(B, D) -> (B, D, V): the marginal of every position given the evidence at the other positions."""
+        agrees = (evidence[:, None] == self.states) | (evidence[:, None] < 0)  # (B, S, D)
+        marginals = []
+        for axis in range(self.length):
+            others = torch.cat([agrees[..., :axis], agrees[..., axis + 1 :]], -1).all(-1)  # (B, S)
+            tokens = nn.functional.one_hot(self.states[:, axis], self.vocab).to(self.probabilities)  # (S, V)
+            mass = (others * self.probabilities) @ tokens  # (B, V)
+            total = mass.sum(-1, keepdim=True)
+            # Evidence of probability zero: every answer is right, the uniform one stays finite.
+            marginals.append(torch.where(total > 0, mass / total, 1 / self.vocab))
+        return torch.stack(marginals, 1)
+
+
+class ToyAdapter(ModelAdapter):
+    """The conventions of `ExactModel`: no shift, no cache, no attention patterns."""
+
+    model_types = ("exact-toy",)
+
+
+def toy_denoiser(joint: Tensor, *, eos: int | None = None) -> Denoiser:
+    """A denoiser that knows ``joint`` (V,) * D exactly; the mask token is id V, prompts are token ids."""
+    ids = {"mask": joint.shape[0]} | ({} if eos is None else {"eos": eos})
+    return Denoiser(ExactModel(joint), ToyAdapter(), special_ids=ids)
+
+
+def random_joint(vocab: int, length: int, *, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """A joint (V,) * D with every state possible and strong dependence between the positions."""
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn((vocab,) * length, generator=generator, dtype=torch.float64)
+    return (2 * scores).flatten().softmax(0).reshape(scores.shape).to(dtype)
+
+
+def entropy(joint: Tensor) -> float:
+    """Entropy of the joint in nats."""
+    return float(-(joint * joint.log()).sum())
