@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class DllmError(Exception):
     """Base of every error that the framework raises for its user. The command line exits with `exit_code`."""
@@ -44,3 +46,12 @@ class ModelLoadError(DllmError, ValueError):
 
 class DataError(UsageError):
     """A data file or data set cannot be used; the message names the file and the line."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`` Did you mean 'steps'?`` where a known name is near, otherwise nothing; follows a message's first sentence."""
+    from difflib import get_close_matches  # only ever needed once something is wrong
+
+    names = {candidate.casefold(): candidate for candidate in known}
+    near = get_close_matches(str(name).casefold(), list(names), n=1)
+    return f" Did you mean {names[near[0]]!r}?" if near else ""

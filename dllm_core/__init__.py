@@ -1,0 +1,133 @@
+"""Diffusion language models: train, generate, evaluate, convert and edit, with every model family a plugin.
+
+``import dllm_core as dllm`` imports neither torch nor transformers: a public name is fetched on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from dllm_core.errors import (
+    AmbiguousComponentError,
+    ComponentLoadError,
+    DataError,
+    DllmError,
+    ModelLoadError,
+    OptionError,
+    PromptError,
+    UnknownComponentError,
+    UsageError,
+)
+from dllm_core.hookspecs import (
+    BundledCheckpoint,
+    CachePolicySpec,
+    CommitRuleSpec,
+    EvalPresetSpec,
+    EvalTaskSpec,
+    ModelAdapterSpec,
+    ObjectiveSpec,
+    SamplerSpec,
+    hookimpl,
+)
+
+__version__ = "0.1.0"
+
+# Public name -> the module that defines it.
+_EXPORTS = {
+    "load": "dllm_core.models",
+    "Denoiser": "dllm_core.models",
+    "ModelAdapter": "dllm_core.models",
+    "ModelArguments": "dllm_core.models.arguments",
+    "DataArguments": "dllm_core.data.arguments",
+    "objective": "dllm_core.objectives",
+    "Objective": "dllm_core.objectives",
+    "ObjectiveOutput": "dllm_core.objectives",
+    "Corruption": "dllm_core.noise",
+    "register_schedule": "dllm_core.noise",
+    "sampler": "dllm_core.samplers",
+    "Sampler": "dllm_core.samplers",
+    "MDLMSampler": "dllm_core.samplers",
+    "CommitRule": "dllm_core.samplers",
+    "CachePolicy": "dllm_core.samplers",
+    "SampleOutput": "dllm_core.samplers",
+    "Step": "dllm_core.samplers",
+    "DiffusionTrainer": "dllm_core.training",
+    "MDLMTrainer": "dllm_core.training",
+    "MDLMConfig": "dllm_core.training",
+}
+_SUBMODULES = ("display", "evaluation", "models", "noise", "objectives", "samplers", "training", "utils")
+
+if TYPE_CHECKING:  # the same names, for type checkers and editors
+    from dllm_core import display, evaluation, models, noise, objectives, samplers, training, utils
+    from dllm_core.data.arguments import DataArguments
+    from dllm_core.models import Denoiser, ModelAdapter, load
+    from dllm_core.models.arguments import ModelArguments
+    from dllm_core.noise import Corruption, register_schedule
+    from dllm_core.objectives import Objective, ObjectiveOutput, objective
+    from dllm_core.samplers import CachePolicy, CommitRule, MDLMSampler, SampleOutput, Sampler, Step, sampler
+    from dllm_core.training import DiffusionTrainer, MDLMConfig, MDLMTrainer
+
+__all__ = [
+    "AmbiguousComponentError",
+    "BundledCheckpoint",
+    "CachePolicy",
+    "CachePolicySpec",
+    "CommitRule",
+    "CommitRuleSpec",
+    "ComponentLoadError",
+    "Corruption",
+    "DataArguments",
+    "DataError",
+    "Denoiser",
+    "DiffusionTrainer",
+    "DllmError",
+    "EvalPresetSpec",
+    "EvalTaskSpec",
+    "MDLMConfig",
+    "MDLMSampler",
+    "MDLMTrainer",
+    "ModelAdapter",
+    "ModelAdapterSpec",
+    "ModelArguments",
+    "ModelLoadError",
+    "Objective",
+    "ObjectiveOutput",
+    "ObjectiveSpec",
+    "OptionError",
+    "PromptError",
+    "SampleOutput",
+    "Sampler",
+    "SamplerSpec",
+    "Step",
+    "UnknownComponentError",
+    "UsageError",
+    "__version__",
+    "display",
+    "evaluation",
+    "hookimpl",
+    "load",
+    "models",
+    "noise",
+    "objective",
+    "objectives",
+    "register_schedule",
+    "sampler",
+    "samplers",
+    "training",
+    "utils",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name in _SUBMODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name in _EXPORTS:
+        value = getattr(importlib.import_module(_EXPORTS[name]), name)
+        globals()[name] = value  # the next access no longer comes here
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_EXPORTS, *_SUBMODULES})

@@ -1,0 +1,39 @@
+"""The core's own components, registered through the same hooks as everybody else's, under the plugin name ``core``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dllm_core.hookspecs import CachePolicySpec, CommitRuleSpec, ObjectiveSpec, SamplerSpec, hookimpl
+
+
+@hookimpl
+def dllm_objectives() -> Iterator[ObjectiveSpec]:
+    yield ObjectiveSpec(
+        name="mdlm",
+        summary="Masked diffusion: cross-entropy on masked tokens, weighted by the noise schedule",
+        target="dllm_core.objectives.mdlm:MDLMObjective",
+        source="MDLM (arXiv:2406.07524) equation 10; LLaDA (arXiv:2502.09992) equation 3",
+    )
+
+
+@hookimpl
+def dllm_samplers() -> Iterator[SamplerSpec | CommitRuleSpec | CachePolicySpec]:
+    yield SamplerSpec(
+        name="mdlm",
+        summary="Fills a masked canvas block by block, a few tokens each step",
+        target="dllm_core.samplers.masked:MDLMSampler",
+        source="LLaDA (arXiv:2502.09992) section 2.4; MaskGIT (arXiv:2202.04200) section 3.2",
+    )
+    yield CommitRuleSpec(
+        name="quota",
+        summary="Commits the most confident proposals, as many each step as the schedule says",
+        target="dllm_core.samplers.commit:Quota",
+        source="MaskGIT (arXiv:2202.04200) section 3.2; LLaDA (arXiv:2502.09992) section 2.4",
+    )
+    yield CachePolicySpec(
+        name="none",
+        summary="Computes every position anew at every step",
+        target="dllm_core.samplers.cache:NoCache",
+        source="LLaDA (arXiv:2502.09992) section 2.4",
+    )
