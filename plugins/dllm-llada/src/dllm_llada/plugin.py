@@ -1,0 +1,25 @@
+"""What this plugin registers. Light: imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from dllm_core.hookspecs import BundledCheckpoint, ModelAdapterSpec, hookimpl
+
+
+@hookimpl
+def dllm_model_adapters() -> Iterable[ModelAdapterSpec]:
+    yield ModelAdapterSpec(
+        name="llada",
+        summary="LLaDA masked diffusion models: LLaDA-8B base and instruct, LLaDA-1.5",
+        source="LLaDA, arXiv 2502.09992",
+        target="dllm_llada.adapter:LLaDAAdapter",
+        model_types=("llada",),
+        bundled=(
+            BundledCheckpoint(
+                name="llada-tiny",
+                summary="small trained LLaDA: sudoku, addition, sorting, reversal, infilling, short instructions",
+                resource="dllm_llada:checkpoints/llada-tiny",
+            ),
+        ),
+    )
