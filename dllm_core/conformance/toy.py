@@ -2,8 +2,8 @@
 
 For a joint distribution small enough to hold as a table, the ideal denoiser answers with the exact conditional
 marginals ``p(x_i = v | the tokens that are not masked)``. With it the any-order bound of masked diffusion is tight: the
-expected loss over times and masks equals the entropy of the data (Ou et al., arXiv:2406.03736, theorem 2; Shi et al.,
-arXiv:2406.04329, equation 5), and one-token-at-a-time sampling draws from the joint itself.
+expected loss over times and masks equals the entropy of the data (Ou et al., arXiv:2406.03736: the loss is the
+any-order autoregressive one), and one-token-at-a-time sampling draws from the joint itself.
 
 Shapes: B batch, L columns of the input, D length of the joint, V data tokens (the mask token is id V), S = V^D states.
 """
