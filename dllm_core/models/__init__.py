@@ -14,7 +14,7 @@ _EXPORTS = {
     "as_model_mask": "dllm_core.models.attention",
 }
 
-__all__ = list(_EXPORTS)  # noqa: PLE0604
+__all__ = list(_EXPORTS)
 
 
 def __getattr__(name: str) -> object:

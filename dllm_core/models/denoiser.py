@@ -158,9 +158,7 @@ class Denoiser:
 
 
 @contextmanager
-def _rows_projected(
-    head: torch.nn.Module, select: Callable[[torch.Tensor], torch.Tensor] | None
-) -> Iterator[None]:
+def _rows_projected(head: torch.nn.Module, select: Callable[[torch.Tensor], torch.Tensor] | None) -> Iterator[None]:
     """Project only the selected rows while the model runs.
 
     A hook, so that the model's own forward is called exactly once: DDP, FSDP, ZeRO, PEFT and compile wrap that forward.

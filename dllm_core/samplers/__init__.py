@@ -1,1 +1,57 @@
+"""Samplers: one loop, whose proposal, commit rule, cache policy and length policy combine freely."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from dllm_core.models import Denoiser, ModelArguments
+    from dllm_core.samplers.base import Sampler
+
+_EXPORTS = {
+    "Sampler": "dllm_core.samplers.base",
+    "MDLMSampler": "dllm_core.samplers.masked",
+    "MaskedOptions": "dllm_core.samplers.options",
+    "CommitRule": "dllm_core.samplers.commit",
+    "Quota": "dllm_core.samplers.commit",
+    "CachePolicy": "dllm_core.samplers.cache",
+    "NoCache": "dllm_core.samplers.cache",
+    "Proposal": "dllm_core.samplers.proposals",
+    "SamplerState": "dllm_core.samplers.state",
+    "Step": "dllm_core.samplers.output",
+    "SampleOutput": "dllm_core.samplers.output",
+    "SampleStats": "dllm_core.samplers.output",
+}
+
+__all__ = [*_EXPORTS, "get_sampler", "sampler"]
+
+
+def sampler(name: str, denoiser: Denoiser, **options: object) -> Sampler:
+    """A sampler by name (``"mdlm"``, ``"plugin/name"``) with its options.
+
+    Raises:
+        UnknownComponentError: no installed plugin offers it.
+        OptionError: an option is unknown, out of range, or does not fit the model.
+    """
+    from dllm_core import registry
+
+    spec = registry.find("sampler", name).spec
+    return registry.load("sampler", name)(denoiser, **(spec.defaults | options))
+
+
+def get_sampler(
+    model_args: ModelArguments, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
+) -> Sampler:
+    """The sampler that ``model_args.sampler`` names, for a model and tokenizer from `dllm_core.utils`."""
+    from dllm_core.samplers.parts import denoiser_from
+
+    return sampler(model_args.sampler, denoiser_from(None, model, tokenizer))
+
+
+def __getattr__(name: str) -> object:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_EXPORTS[name]), name)

@@ -1,0 +1,215 @@
+"""The one sampling loop: propose, select, commit, block after block.
+
+Rows never see each other: padding is masked, quotas are counted per row and noise is keyed by the row, so a ragged
+batch gives each row what it gets alone.
+
+Shapes: B rows, R rows still being written, L canvas length, W the longest of those rows, K block size, M open
+positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from dllm_core.errors import PromptError
+from dllm_core.models import Denoiser
+from dllm_core.noise.counter import uniform
+from dllm_core.samplers import parts, planning
+from dllm_core.samplers.canvas import Canvas, completion_canvas, infill_canvas
+from dllm_core.samplers.options import MaskedOptions
+from dllm_core.samplers.output import SampleOutput, Step, cut_at_end
+from dllm_core.samplers.prompts import Prompts, check_lengths, encode, encode_canvases
+from dllm_core.samplers.proposals import Draws, guided, propose
+from dllm_core.samplers.state import Block, SamplerState, open_positions, spread
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Sampler:
+    """Turns canvases of masks into text.
+
+    Args:
+        denoiser: the model; or give ``model`` and perhaps ``tokenizer``, whose family is then found by its model type.
+        options: those of `options_class`, and those of the chosen commit rule and cache policy.
+
+    Raises:
+        OptionError: an option is unknown, out of range, or does not fit the model.
+    """
+
+    options_class: ClassVar[type[MaskedOptions]] = MaskedOptions
+
+    def __init__(
+        self,
+        denoiser: Denoiser | None = None,
+        *,
+        model: PreTrainedModel | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        **options: object,
+    ) -> None:
+        self.denoiser = parts.denoiser_from(denoiser, model, tokenizer)
+        self.options, self.rule, self.cache = parts.build(self.options_class, options)
+        parts.check_against_model(self.options, self.cache, self.denoiser)
+
+    def sample(
+        self, prompts: Prompts | None = None, *, prompt: Prompts | None = None, max_length: int | None = None
+    ) -> SampleOutput:
+        """Complete each prompt.
+
+        Args:
+            prompts: text, a list of texts, chat messages, a list of those, token ids, or a list of those.
+            prompt: another name for ``prompts``.
+            max_length: prompt and completion together, for this call only.
+
+        Raises:
+            PromptError: a prompt is empty, too long, or holds mask tokens.
+        """
+        if (prompts is None) == (prompt is None):
+            raise PromptError("give the prompts once: sample(prompts) or sample(prompt=...)")
+        sampler = self if max_length is None else self._with_length(max_length)
+        return sampler._run(sampler.start(prompt if prompts is None else prompts))
+
+    def infill(self, canvases: Prompts) -> SampleOutput:
+        """Fill the mask tokens inside given texts and leave everything else as it is.
+
+        Raises:
+            PromptError: a canvas has no mask token, or does not fit the context.
+        """
+        return self._run(self.start_infill(canvases))
+
+    def stream(self, prompts: Prompts) -> Iterator[Step]:
+        """The steps of `sample`, as they happen; the last one's canvas is the result."""
+        state = self.start(prompts)
+        while not state.finished:
+            yield self.step(state)
+
+    def start(self, prompts: Prompts) -> SamplerState:
+        """Lay out the canvas of a run, to be moved on by `step`."""
+        rows = encode(self.denoiser, prompts)
+        new_tokens = [self.options.new_tokens(len(row)) for row in rows]
+        lengths = [len(row) + new for row, new in zip(rows, new_tokens, strict=True)]
+        check_lengths(self.denoiser, lengths, [len(row) for row in rows])
+        return self._begin(completion_canvas(rows, new_tokens, self.options.block_size, self.denoiser.mask_token_id))
+
+    def start_infill(self, canvases: Prompts) -> SamplerState:
+        """Lay out given canvases for infilling, to be moved on by `step`."""
+        rows = encode_canvases(self.denoiser, canvases)
+        check_lengths(self.denoiser, [len(row) for row in rows], [0] * len(rows))
+        return self._begin(infill_canvas(rows, self.options.block_size, self.denoiser.mask_token_id))
+
+    @torch.no_grad()
+    def step(self, state: SamplerState) -> Step:
+        """Take one step: propose a token at each open position, select, commit.
+
+        Raises:
+            PromptError: the run is finished.
+        """
+        block = state.block
+        if block is None:
+            raise PromptError("this run is finished; start another one")
+        ids = planning.current_ids(state)  # (R, W)
+        slots, masked = open_positions(ids, block, block.open_counts[block.step], self.denoiser.mask_token_id)
+        logits = self._logits(state, ids, slots)  # (R, M, V)
+        proposal = propose(logits, self.denoiser.mask_token_id, self.options, self._draws(state, slots))
+        commit = self.rule.select(proposal, masked, block.step_quota)  # (R, M)
+        committed = spread(commit.long(), slots, commit, ids.shape[1]).bool()  # (R, W)
+        ids = torch.where(committed, spread(proposal.tokens, slots, commit, ids.shape[1]), ids)
+        planning.write_rows(state.input_ids, block.rows, ids)
+        confidence = planning.confidence_map(proposal.confidence, slots, masked, ids.shape[1])
+        block.step += 1
+        if block.step == len(block.open_counts) or not (self.rule.follows_quota or self._has_masks(ids, block)):
+            self._close(state, ids)
+        return self._report(state, block, committed, confidence)
+
+    def finish(self, state: SamplerState) -> SampleOutput:
+        """The result of a run whose last step was taken."""
+        if not state.finished:
+            raise PromptError("this run is not finished; call step until state.finished")
+        lengths = state.canvas.lengths
+        prompt_lengths = state.canvas.prompt_lengths
+        rows = [r[start:stop] for r, start, stop in zip(state.input_ids.tolist(), prompt_lengths, lengths, strict=True)]
+        if state.canvas.completes:
+            rows = [cut_at_end(row, self.denoiser.end_token_ids) for row in rows]
+        state.stats.tokens = sum(len(row) for row in rows) if state.canvas.completes else _masks(state.canvas)
+        state.stats.seconds = time.perf_counter() - state.started
+        tokenizer = self.denoiser.tokenizer
+        return SampleOutput(
+            sequences=state.input_ids,
+            lengths=torch.tensor(lengths),
+            prompt_lengths=torch.tensor(prompt_lengths),
+            texts=None if tokenizer is None else [tokenizer.decode(row, skip_special_tokens=True) for row in rows],
+            stats=state.stats,
+        )
+
+    def _run(self, state: SamplerState) -> SampleOutput:
+        while not state.finished:
+            self.step(state)
+        return self.finish(state)
+
+    def _with_length(self, max_length: int) -> Sampler:
+        copy = object.__new__(type(self))
+        copy.__dict__ = self.__dict__ | {"options": replace(self.options, max_length=max_length, max_new_tokens=None)}
+        return copy
+
+    def _begin(self, canvas: Canvas) -> SamplerState:
+        state = planning.first_state(canvas, self.denoiser, self.options)
+        state.block = planning.open_block(state, self.options, self.rule.follows_quota)
+        return state
+
+    def _logits(self, state: SamplerState, ids: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+        """Logits at the open positions (R, M, V), guided where that is asked for."""
+        mask = state.block.attention_mask
+        if state.hidden is not None:
+            hidden = state.hidden[state.block.rows, : ids.shape[1]]
+            ids = torch.cat([ids, ids.masked_fill(hidden, self.denoiser.mask_token_id)])  # (2R, W)
+            slots = slots.repeat(2, 1)
+            mask = None if mask is None else mask.repeat(2, 1)
+        logits, positions = self.cache.logits(self.denoiser, ids, mask, slots)
+        state.stats.forward_passes += 1
+        state.stats.positions_processed += positions
+        state.stats.logit_rows += slots.numel()
+        return logits if state.hidden is None else guided(*logits.chunk(2), self.options.guidance_scale)
+
+    def _draws(self, state: SamplerState, slots: torch.Tensor) -> Draws:
+        """This step's noise, a pure function of row key, block, step and position."""
+        options, block = self.options, state.block
+        keys = state.keys[block.rows, None]  # (R, 1)
+
+        def draw(purpose: int, wanted: bool) -> torch.Tensor | None:
+            return uniform(keys, purpose, block.number, block.step, slots) if wanted else None
+
+        return Draws(
+            token=draw(planning.TOKEN, options.temperature > 0),
+            confidence=draw(planning.CONFIDENCE, options.confidence == "random"),
+            priority=draw(planning.PRIORITY, options.confidence_temperature > 0),
+        )
+
+    def _has_masks(self, ids: torch.Tensor, block: Block) -> bool:
+        return bool(((ids.gather(1, block.positions) == self.denoiser.mask_token_id) & block.valid).any())
+
+    def _close(self, state: SamplerState, ids: torch.Tensor) -> None:
+        """End the rows that are complete and open the next block of the others."""
+        ended = [False] * len(state.active)
+        if self.options.stop_at_eos and state.canvas.completes and self.denoiser.end_token_ids:
+            ends = torch.tensor(self.denoiser.end_token_ids, device=ids.device)
+            found = torch.isin(ids.gather(1, state.block.positions), ends) & state.block.valid
+            ended = found.any(1).tolist()  # the one question to the device in a block
+        planning.end_rows(state, ended, self.denoiser)
+        state.block = planning.open_block(state, self.options, self.rule.follows_quota)
+
+    def _report(self, state: SamplerState, block: Block, committed: torch.Tensor, confidence: torch.Tensor) -> Step:
+        full = torch.zeros_like(state.input_ids, dtype=torch.bool)
+        surety = torch.full_like(state.input_ids, torch.nan, dtype=torch.float32)
+        planning.write_rows(full, block.rows, committed)
+        planning.write_rows(surety, block.rows, confidence)
+        state.index += 1
+        return Step(state.index - 1, block.number, state.input_ids.clone(), full, surety, state.done.clone())
+
+
+def _masks(canvas: Canvas) -> int:
+    return sum(row.count(canvas.mask_token_id) for row in canvas.rows)

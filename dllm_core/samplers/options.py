@@ -1,0 +1,96 @@
+"""Options that every masked or block sampler shares; checked once, when the sampler is made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dllm_core.config import at_least, one_of, within
+from dllm_core.errors import OptionError
+
+CONFIDENCES = ("probability", "margin", "entropy", "random")
+QUOTAS = ("schedule", "even")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedOptions:
+    """How a canvas of masks is turned into text. Names in brackets are those of the published code.
+
+    Args:
+        max_new_tokens: length of the completion canvas, in tokens.
+        max_length: prompt and completion together, in tokens; takes the place of ``max_new_tokens``.
+        steps: denoising steps in all; each block gets ceil(steps / blocks). None: one token a step.
+        steps_per_block: takes the place of ``steps``.
+        block_size: the canvas is finished block by block, from left to right. None: one block.
+        schedule: ``linear``, ``cosine`` or any registered schedule; decides how many tokens each step commits.
+        quota: ``schedule`` rounds the schedule's expectation, as the existing framework does; ``even`` gives every
+            step the same number and the first ones the remainder, as the official LLaDA code does.
+        stochastic_quota: draw each step's number from a binomial distribution (stochastic_transfer).
+        temperature: 0 takes the most probable token; else tokens are drawn from softmax(logits / temperature), which is
+            what the published Gumbel-max draws.
+        top_k, top_p: only the k most probable tokens, only the smallest set of tokens that holds probability p.
+        seed: an int for all rows, or one per row.
+        confidence: what ranks the positions (remasking, alg): ``probability`` of the chosen token, ``margin`` between
+            the two most probable, negative ``entropy``, or ``random``.
+        confidence_temperature: > 0 draws the positions from softmax(confidence / temperature) (alg_temp).
+        commit: the commit rule, by name.
+        cache: the cache policy, by name.
+        guidance_scale: classifier-free guidance s: un + (s + 1)(cond - un) (cfg_scale).
+        guidance_keep_tokens: ids that stay visible in the unconditional canvas (cfg_keep_tokens).
+        suppress_tokens: ids that are never chosen.
+        suppress_confidence_tokens: ids that may be chosen but rank last (begin_suppress_tokens).
+        stop_at_eos: a row ends when its block is complete and holds an end of sequence; the rest of its canvas is
+            filled without computing. The text is the same. False: the published behaviour.
+
+    Raises:
+        OptionError: a value out of range, or two options that exclude each other.
+    """
+
+    max_new_tokens: int | None = None
+    max_length: int | None = None
+    steps: int | None = None
+    steps_per_block: int | None = None
+    block_size: int | None = 32
+    schedule: str = "linear"
+    quota: str = "schedule"
+    stochastic_quota: bool = False
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int | Sequence[int] = 0
+    confidence: str = "probability"
+    confidence_temperature: float = 0.0
+    commit: str = "quota"
+    cache: str = "none"
+    guidance_scale: float = 0.0
+    guidance_keep_tokens: Sequence[int] = ()
+    suppress_tokens: Sequence[int] = ()
+    suppress_confidence_tokens: Sequence[int] = ()
+    stop_at_eos: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "max_length", "steps", "steps_per_block", "block_size", "top_k"):
+            value = getattr(self, name)
+            if value is not None:
+                at_least(name, value, 1)
+        for name in ("temperature", "confidence_temperature", "guidance_scale"):
+            at_least(name, getattr(self, name), 0)
+        if self.top_p is not None:
+            within("top_p", self.top_p, 0.0, 1.0)
+        one_of("confidence", self.confidence, CONFIDENCES)
+        one_of("quota", self.quota, QUOTAS)
+        if self.steps is not None and self.steps_per_block is not None:
+            raise OptionError("steps and steps_per_block exclude each other; give one of them")
+        if self.max_length is not None and self.max_new_tokens is not None:
+            raise OptionError("max_length and max_new_tokens exclude each other; give one of them")
+        if self.stochastic_quota and self.quota != "schedule":
+            raise OptionError("stochastic_quota draws from the schedule; use quota='schedule' with it")
+
+    def new_tokens(self, prompt_length: int) -> int:
+        """Length of the completion of a prompt of that length, in tokens; below 1 where nothing fits."""
+        if self.max_length is not None:
+            return self.max_length - prompt_length
+        return DEFAULT_NEW_TOKENS if self.max_new_tokens is None else self.max_new_tokens
+
+
+DEFAULT_NEW_TOKENS = 128

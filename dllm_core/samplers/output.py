@@ -1,0 +1,102 @@
+"""What a sampler gives back: a `Step` for each step, a `SampleOutput` at the end.
+
+Shapes: B rows, L canvas length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Step:
+    """One denoising step.
+
+    Args:
+        index: number of the step, from 0.
+        block: number of the block that it worked on, from 0.
+        input_ids: (B, L) int64, the canvas after the step.
+        committed: (B, L) bool, positions that the step wrote.
+        confidence: (B, L) float32, at the positions that were proposed; nan elsewhere.
+        done: (B,) bool, rows that are finished.
+    """
+
+    index: int
+    block: int
+    input_ids: torch.Tensor
+    committed: torch.Tensor
+    confidence: torch.Tensor
+    done: torch.Tensor
+
+
+@dataclass
+class SampleStats:
+    """Counts of one run, over all its rows.
+
+    Args:
+        forward_passes: calls of the model.
+        positions_processed: positions that went through the model's body, padding included.
+        logit_rows: positions that were projected through the vocabulary head.
+        tokens: tokens generated before the end of sequence.
+        seconds: wall time.
+    """
+
+    forward_passes: int = 0
+    positions_processed: int = 0
+    logit_rows: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+    @property
+    def tokens_per_forward(self) -> float:
+        return self.tokens / self.forward_passes if self.forward_passes else 0.0
+
+    def as_dict(self) -> dict[str, float]:
+        """All counts and rates, for JSON."""
+        return {
+            "forward_passes": self.forward_passes,
+            "positions_processed": self.positions_processed,
+            "logit_rows": self.logit_rows,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "tokens_per_second": self.tokens_per_second,
+            "tokens_per_forward": self.tokens_per_forward,
+        }
+
+
+@dataclass(frozen=True)
+class SampleOutput:
+    """The finished rows; printing it prints their texts.
+
+    Args:
+        sequences: (B, L) int64, prompt then completion, padded on the right.
+        lengths: (B,) int64, prompt and completion.
+        prompt_lengths: (B,) int64; 0 for infilled canvases.
+        texts: completions, cut at the end of sequence, special tokens removed; whole texts for infilled canvases.
+            None where there is no tokenizer.
+        stats: counts of the run.
+    """
+
+    sequences: torch.Tensor
+    lengths: torch.Tensor
+    prompt_lengths: torch.Tensor
+    texts: list[str] | None
+    stats: SampleStats
+
+    def __str__(self) -> str:
+        if self.texts is not None:
+            return "\n".join(self.texts)
+        rows = zip(self.sequences.tolist(), self.prompt_lengths.tolist(), self.lengths.tolist(), strict=True)
+        return "\n".join(" ".join(map(str, row[start:stop])) for row, start, stop in rows)
+
+
+def cut_at_end(tokens: list[int], end_token_ids: tuple[int, ...]) -> list[int]:
+    """The tokens before the first end of sequence or end of turn."""
+    ends = [i for i, token in enumerate(tokens) if token in end_token_ids]
+    return tokens[: ends[0]] if ends else tokens

@@ -1,0 +1,83 @@
+"""Put a sampler together: its options, its commit rule and cache policy, and the model they must fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import TYPE_CHECKING, TypeVar
+
+from dllm_core import registry
+from dllm_core.config import from_mapping
+from dllm_core.errors import OptionError, did_you_mean
+from dllm_core.models import Denoiser
+from dllm_core.noise.schedules import get_schedule
+from dllm_core.samplers.cache import CachePolicy
+from dllm_core.samplers.commit import CommitRule
+from dllm_core.samplers.options import MaskedOptions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+OptionsT = TypeVar("OptionsT", bound=MaskedOptions)
+
+
+def denoiser_from(
+    denoiser: Denoiser | None, model: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase | None
+) -> Denoiser:
+    """The denoiser itself, or one made from a model whose family is known by its model type."""
+    if (denoiser is None) == (model is None):
+        raise OptionError("give a sampler either a denoiser (from dllm.load) or model=..., and not both")
+    if denoiser is not None:
+        return denoiser
+    component = registry.adapter_for_model_type(model.config.model_type)
+    if component is None:
+        raise OptionError(
+            f"no installed plugin serves model_type {model.config.model_type!r}; install its plugin or build a Denoiser"
+        )
+    family = registry.load("adapter", component.full_id)()
+    return Denoiser(model, family, None if tokenizer is None else family.prepare_tokenizer(tokenizer))
+
+
+def build(options_class: type[OptionsT], options: Mapping[str, object]) -> tuple[OptionsT, CommitRule, CachePolicy]:
+    """Sort the options among sampler, commit rule and cache policy.
+
+    Raises:
+        OptionError: an option that none of the three has.
+    """
+    shared = from_mapping(options_class, _pick(options, options_class), what="sampler")
+    get_schedule(shared.schedule)
+    rule_class = registry.load("commit rule", shared.commit)
+    cache_class = registry.load("cache policy", shared.cache)
+    known = {name for part in (options_class, rule_class, cache_class) for name in _names(part)}
+    for name in options:
+        if name not in known:
+            raise OptionError(f"unknown sampler option {name!r}.{did_you_mean(name, known)} {_allowed(known)}")
+    rule = from_mapping(rule_class, _pick(options, rule_class), what=f"commit rule {shared.commit}")
+    cache = from_mapping(cache_class, _pick(options, cache_class), what=f"cache policy {shared.cache}")
+    return shared, rule, cache
+
+
+def check_against_model(options: MaskedOptions, cache: CachePolicy, denoiser: Denoiser) -> None:
+    """Raise where the options ask for what this model cannot do.
+
+    Raises:
+        OptionError: a cache policy for a family without a cache, or token ids outside the vocabulary.
+    """
+    if cache.needs_kv_cache and not denoiser.adapter.supports_kv_cache:
+        raise OptionError(f"{type(denoiser.adapter).__name__} declares no KV cache; use cache='none'")
+    for name in ("guidance_keep_tokens", "suppress_tokens", "suppress_confidence_tokens"):
+        for token in getattr(options, name):
+            if not isinstance(token, int) or not 0 <= token < denoiser.vocab_size:
+                raise OptionError(f"{name} holds {token!r}; token ids run from 0 to {denoiser.vocab_size - 1}")
+
+
+def _names(options_class: type) -> set[str]:
+    return {field.name for field in fields(options_class)}
+
+
+def _pick(options: Mapping[str, object], options_class: type) -> dict[str, object]:
+    return {name: value for name, value in options.items() if name in _names(options_class)}
+
+
+def _allowed(known: set[str]) -> str:
+    return f"Allowed are {', '.join(sorted(known))}."

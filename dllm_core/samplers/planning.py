@@ -1,0 +1,160 @@
+"""Everything around a step that is decided on the host: which rows, which block, how many commits.
+
+Shapes: B rows, R rows still being written, L canvas length, W the longest of those rows, K block size, S steps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+
+from dllm_core.errors import OptionError
+from dllm_core.models import Denoiser
+from dllm_core.noise.counter import key_from, uniform
+from dllm_core.samplers.canvas import Canvas, row_mask
+from dllm_core.samplers.options import MaskedOptions
+from dllm_core.samplers.quota import quota_counts, schedule_quota
+from dllm_core.samplers.state import Block, SamplerState, spread
+
+# What a draw is for: a counter of its own, so that no two uses see the same noise.
+TOKEN, CONFIDENCE, PRIORITY, QUOTA = range(4)
+
+
+def first_state(canvas: Canvas, denoiser: Denoiser, options: MaskedOptions) -> SamplerState:
+    """A run before its first block."""
+    input_ids = canvas.tensor(denoiser.pad_token_id, denoiser.device)
+    return SamplerState(
+        canvas=canvas,
+        input_ids=input_ids,
+        hidden=_hidden(canvas, input_ids, options) if options.guidance_scale > 0 else None,
+        keys=torch.tensor(row_keys(canvas.rows, options.seed), device=denoiser.device),
+        active=[row for row in range(len(canvas.rows)) if denoiser.mask_token_id in canvas.rows[row]],
+        done=torch.tensor([denoiser.mask_token_id not in row for row in canvas.rows], device=denoiser.device),
+    )
+
+
+def row_keys(rows: Sequence[Sequence[int]], seed: int | Sequence[int]) -> list[int]:
+    """One noise key a row, from its seed, its tokens, and how many equal rows stand before it.
+
+    Not from its number: a row draws the same alone and in any batch, and repeated prompts still differ.
+
+    Raises:
+        OptionError: a list of seeds that is not as long as the batch.
+    """
+    seeds = [seed] * len(rows) if isinstance(seed, int) else list(seed)
+    if len(seeds) != len(rows):
+        raise OptionError(f"seed has {len(seeds)} values for {len(rows)} prompts; give one int, or one a prompt")
+    seen: dict[tuple[int, bytes], int] = {}
+    keys = []
+    for row, own in zip(rows, seeds, strict=True):
+        content = hashlib.blake2b(",".join(map(str, row)).encode(), digest_size=7).digest()
+        number = seen.get((own, content), 0)
+        seen[own, content] = number + 1
+        keys.append(key_from(own, int.from_bytes(content, "big"), number))
+    return keys
+
+
+def open_block(state: SamplerState, options: MaskedOptions, follows_quota: bool) -> Block | None:
+    """The next block that has a mask in any unfinished row; None where none is left."""
+    canvas = state.canvas
+    last = max((canvas.blocks(row) for row in state.active), default=0)
+    while state.next_block < last:
+        number, state.next_block = state.next_block, state.next_block + 1
+        masks = [canvas.masks(row, number) for row in state.active]
+        if any(masks):
+            return _lay_out(state, options, number, masks, follows_quota)
+    state.done |= True
+    return None
+
+
+def end_rows(state: SamplerState, ended: Sequence[bool], denoiser: Denoiser) -> None:
+    """Drop rows that hold an end of sequence or have no block left; fill what the former leave open."""
+    keep = []
+    for row, is_ended in zip(state.active, ended, strict=True):
+        if is_ended:
+            _, stop = state.canvas.span(row, state.block.number)
+            filler = denoiser.pad_token_id if denoiser.eos_token_id is None else denoiser.eos_token_id
+            state.input_ids[row, stop : state.canvas.lengths[row]] = filler
+        elif state.canvas.blocks(row) > state.next_block:
+            keep.append(row)
+    state.active = keep
+    state.done = torch.ones_like(state.done)
+    state.done[keep] = False
+
+
+def current_ids(state: SamplerState) -> torch.Tensor:
+    """The unfinished rows, as wide as the longest of them. -> (R, W)"""
+    width = max(state.canvas.lengths[row] for row in state.active)
+    if len(state.active) == state.input_ids.shape[0]:
+        return state.input_ids[:, :width]
+    return state.input_ids[state.block.rows, :width]
+
+
+def write_rows(canvas: torch.Tensor, rows: torch.Tensor, values: torch.Tensor) -> None:
+    """Put the unfinished rows (R, W) back into the whole canvas (B, L), in place."""
+    if len(rows) == canvas.shape[0]:
+        canvas[:, : values.shape[1]] = values
+    else:
+        canvas[rows, : values.shape[1]] = values
+
+
+def confidence_map(confidence: torch.Tensor, slots: torch.Tensor, masked: torch.Tensor, width: int) -> torch.Tensor:
+    """Confidences (R, M) at their positions, nan elsewhere. -> (R, W)"""
+    there = spread(masked.long(), slots, masked, width).bool()
+    return spread(confidence, slots, masked, width).masked_fill(~there, torch.nan)
+
+
+def _lay_out(state: SamplerState, options: MaskedOptions, number: int, masks: list[int], follows_quota: bool) -> Block:
+    canvas, device = state.canvas, state.input_ids.device
+    lengths = [canvas.lengths[row] for row in state.active]
+    spans = torch.tensor([canvas.span(row, number) for row in state.active], device=device)  # (R, 2)
+    positions = spans[:, :1] + torch.arange(canvas.block_size, device=device)  # (R, K)
+    counts = [_counts(state, options, row, number, n) for row, n in zip(state.active, masks, strict=True)]
+    steps = max(map(len, counts))
+    quota = torch.tensor([list(c) + [0] * (steps - len(c)) for c in counts], device=device)
+    return Block(
+        number=number,
+        rows=torch.tensor(state.active, device=device),
+        attention_mask=row_mask(lengths, device),
+        positions=positions.clamp(max=max(lengths) - 1),
+        valid=positions < spans[:, 1:],
+        quota=quota,
+        open_counts=_open_counts(masks, counts, steps) if follows_quota else list(range(max(masks), 0, -1)),
+    )
+
+
+def _open_counts(masks: list[int], counts: list[tuple[int, ...]], steps: int) -> list[int]:
+    """The most masks that any row has left before each step."""
+    left = [[n - sum(c[:step]) for n, c in zip(masks, counts, strict=True)] for step in range(steps)]
+    return [max(row) for row in left]
+
+
+def _counts(state: SamplerState, options: MaskedOptions, row: int, number: int, masks: int) -> tuple[int, ...]:
+    steps = steps_per_block(options, state.canvas, row)
+    if not options.stochastic_quota:
+        return quota_counts(masks, steps, options.quota, options.schedule)
+
+    def draw(step: int, left: int, probability: float) -> int:
+        noise = uniform(state.keys[row].cpu(), QUOTA, number, step, torch.arange(left))
+        return int((noise < probability).sum())
+
+    return schedule_quota(masks, steps, options.schedule, draw)
+
+
+def steps_per_block(options: MaskedOptions, canvas: Canvas, row: int) -> int:
+    """The step budget of each of a row's blocks: ceil(steps / blocks)."""
+    if options.steps_per_block is not None:
+        return options.steps_per_block
+    if options.steps is None:
+        return canvas.block_size
+    return -(-options.steps // canvas.blocks(row))
+
+
+def _hidden(canvas: Canvas, input_ids: torch.Tensor, options: MaskedOptions) -> torch.Tensor:
+    """Given tokens that the unconditional canvas masks: all but those to keep. -> (B, L) bool"""
+    real = row_mask(canvas.lengths, input_ids.device)
+    given = input_ids != canvas.mask_token_id
+    kept = torch.isin(input_ids, torch.tensor(tuple(options.guidance_keep_tokens), device=input_ids.device))
+    return given & ~kept if real is None else given & real & ~kept

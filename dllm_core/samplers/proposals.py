@@ -1,0 +1,120 @@
+"""Propose: from the logits of the open positions to one token and one confidence for each.
+
+Pure functions. Confidence is measured in float32 on the model's own distribution, before temperature, so that a low
+temperature does not tie confidences and turn any-order decoding into left-to-right (DreamLM/Dream issue 72). The mask
+token counts in the distribution, as published, but is never chosen.
+
+Shapes: B rows, M open positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from dllm_core.samplers.options import MaskedOptions
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What could be written at each open position.
+
+    Args:
+        tokens: (B, M) int64.
+        confidence: (B, M) float32, higher is surer.
+        priority: (B, M), what a quota ranks by: the confidence, or a draw from it.
+    """
+
+    tokens: torch.Tensor
+    confidence: torch.Tensor
+    priority: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Uniform float64 numbers of this step, (B, M) each; None where nothing is drawn."""
+
+    token: torch.Tensor | None
+    confidence: torch.Tensor | None
+    priority: torch.Tensor | None
+
+
+def propose(logits: torch.Tensor, mask_token_id: int, options: MaskedOptions, draws: Draws) -> Proposal:
+    """One token and one confidence for each position. ``logits`` (B, M, V) is used up."""
+    logits = logits.float()
+    _forbid(logits, options.suppress_tokens)
+    if options.top_k is not None or options.top_p is not None:
+        logits = _keep_top(logits, mask_token_id, options)
+    tokens = _choose(logits, mask_token_id, options.temperature, draws.token)
+    _forbid(logits, options.suppress_confidence_tokens)
+    confidence = _confidence(logits, tokens, options.confidence, draws.confidence)
+    return Proposal(tokens, confidence, _priority(confidence, options.confidence_temperature, draws.priority))
+
+
+def guided(conditional: torch.Tensor, unconditional: torch.Tensor, scale: float) -> torch.Tensor:
+    """Classifier-free guidance, un + (s + 1)(cond - un). Source: LLaDA (arXiv 2502.09992), generate.py."""
+    return unconditional + (scale + 1) * (conditional - unconditional)
+
+
+def _forbid(logits: torch.Tensor, ids: Sequence[int]) -> None:
+    for token in ids:
+        logits[..., token] = -torch.inf
+
+
+def _choose(logits: torch.Tensor, mask_token_id: int, temperature: float, draw: torch.Tensor | None) -> torch.Tensor:
+    """The best token, or one drawn from softmax(logits / temperature); never the mask token. -> (B, M)"""
+    mask_score = logits[..., mask_token_id].clone()
+    logits[..., mask_token_id] = -torch.inf
+    tokens = logits.argmax(-1) if draw is None else _draw(logits, temperature, draw)
+    logits[..., mask_token_id] = mask_score
+    return tokens
+
+
+def _draw(logits: torch.Tensor, temperature: float, draw: torch.Tensor) -> torch.Tensor:
+    """Invert the cumulative distribution: one uniform number a position gives what Gumbel-max gives from V of them.
+
+    float64, because half precision here lowers quality (arXiv 2409.02908).
+    """
+    cumulative = (logits.double() / temperature).softmax(-1).cumsum(-1)  # (B, M, V)
+    threshold = draw[..., None] * cumulative[..., -1:]
+    return torch.searchsorted(cumulative, threshold, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
+
+
+def _keep_top(logits: torch.Tensor, mask_token_id: int, options: MaskedOptions) -> torch.Tensor:
+    """-inf outside the nucleus and the k best; at least one token besides the mask token stays."""
+    tempered = logits / options.temperature if options.temperature > 0 else logits
+    ordered, order = tempered.sort(-1, descending=True)  # (B, M, V)
+    keep = torch.ones_like(ordered, dtype=torch.bool)
+    if options.top_p is not None:
+        before = ordered.softmax(-1).cumsum(-1).roll(1, -1)  # the mass in front of each token
+        before[..., 0] = 0
+        keep &= before <= options.top_p
+    if options.top_k is not None:
+        kept_so_far = torch.where(keep, ordered, -torch.inf)
+        keep &= kept_so_far >= kept_so_far[..., min(options.top_k, ordered.shape[-1]) - 1, None]
+    keep = torch.zeros_like(keep).scatter(-1, order, keep)
+    best = logits.index_fill(-1, torch.tensor(mask_token_id, device=logits.device), -torch.inf).argmax(-1, True)
+    return logits.masked_fill(~keep.scatter(-1, best, True), -torch.inf)
+
+
+def _confidence(logits: torch.Tensor, tokens: torch.Tensor, kind: str, draw: torch.Tensor | None) -> torch.Tensor:
+    """How sure the model is of each position, (B, M); the kinds are those of `MaskedOptions.confidence`."""
+    if kind == "random":
+        return draw.float()
+    if kind == "probability":
+        chosen = logits.gather(-1, tokens[..., None]).squeeze(-1)
+        return (chosen - logits.logsumexp(-1)).exp()
+    probabilities = logits.softmax(-1)
+    if kind == "margin":
+        best = probabilities.topk(2, -1).values
+        return best[..., 0] - best[..., 1]
+    return -torch.special.entr(probabilities).sum(-1)
+
+
+def _priority(confidence: torch.Tensor, temperature: float, draw: torch.Tensor | None) -> torch.Tensor:
+    """Ranking by confidence / T plus Gumbel noise draws positions from softmax(confidence / T) without replacement."""
+    if draw is None:
+        return confidence
+    return confidence.double() / temperature - (-draw.log()).log()

@@ -1,0 +1,57 @@
+"""How many tokens each step of a block commits, from the noise schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+
+from dllm_core.noise.schedules import get_schedule
+
+
+def even_quota(masks: int, steps: int) -> tuple[int, ...]:
+    """Split the masks over the steps as evenly as possible, the first ones taking the remainder.
+
+    Source: LLaDA (arXiv 2502.09992), generate.py, get_num_transfer_tokens.
+    """
+    base, remainder = divmod(masks, steps)
+    return tuple(base + (step < remainder) for step in range(steps) if base + (step < remainder) > 0)
+
+
+def schedule_quota(
+    masks: int, steps: int, schedule: str, draw: Callable[[int, int, float], int] | None = None
+) -> tuple[int, ...]:
+    """Commits per step: the schedule's expectation, rounded, or a binomial draw from it.
+
+    From time t = k/steps to s = (k-1)/steps a masked token is revealed with probability
+    1 - (1 - alpha(s)) / (1 - alpha(t)). Steps that would commit nothing are left out: the model
+    has no time input, so they would change nothing.
+
+    Args:
+        masks: masked tokens in the block.
+        steps: step budget of the block, at least 1.
+        schedule: name of a registered schedule.
+        draw: (step, remaining masks, probability) -> number to commit; None rounds the expectation.
+
+    Returns:
+        Positive counts that add up to ``masks``.
+
+    Source: MDLM (arXiv 2406.07524), section 4; ZHZisZZ/dllm core/samplers/utils.py, get_num_transfer_tokens.
+    """
+    alpha, counts, left = get_schedule(schedule), [], masks
+    for step in range(steps):
+        if left == 0:
+            break
+        t, s = (steps - step) / steps, (steps - step - 1) / steps
+        reveal = 1 - alpha.reverse_mask_prob(s, t)
+        count = round(left * reveal) if draw is None else draw(step, left, reveal)
+        counts.append(min(count, left))
+        left -= counts[-1]
+    if left:  # a registered schedule that does not reach alpha(0) = 1
+        counts.append(left)
+    return tuple(count for count in counts if count > 0)
+
+
+@lru_cache(maxsize=4096)
+def quota_counts(masks: int, steps: int, kind: str, schedule: str) -> tuple[int, ...]:
+    """The counts of a deterministic quota; the same blocks come again and again, so they are kept."""
+    return even_quota(masks, steps) if kind == "even" else schedule_quota(masks, steps, schedule)
