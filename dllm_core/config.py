@@ -114,8 +114,7 @@ def _parse_value(name: str, text: str) -> object:
     try:
         return yaml.safe_load(text) if text.strip() else text
     except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise OptionError(f"the value of option {name!r}, {text!r}, cannot be read ({reason}); quote it") from error
+        raise OptionError(f"option {name!r} cannot be read from {text!r}; quote it: {name}=\"'...'\"") from error
 
 
 def _convert(name: str, value: object, hint: object) -> object:
@@ -129,7 +128,7 @@ def _convert(name: str, value: object, hint: object) -> object:
         if convert is None:
             return value  # any other type is the dataclass's own business
         try:
-            return convert(name, value, member)
+            return convert(value, member)
         except (TypeError, ValueError, OverflowError):
             continue
     allowed = " or ".join(_describe(member) for member in members)
@@ -142,46 +141,47 @@ def _describe(hint: object) -> str:
     if origin is typing.Literal:
         return f"one of {', '.join(map(str, typing.get_args(hint)))}"
     if origin in (list, tuple) or hint in (list, tuple):
-        return "a list, for example [1, 2]"
+        entries = [_describe(argument) for argument in typing.get_args(hint) if argument in _WORDS]
+        return f"a list, each entry {entries[0]}" if len(entries) == 1 else "a list, for example [1, 2]"
     return _WORDS[hint]
 
 
-def _to_int(name: str, value: object, hint: object) -> int:
+def _to_int(value: object, hint: object) -> int:
     if isinstance(value, bool):
         raise TypeError
     return int(value) if isinstance(value, str) else operator.index(value)
 
 
-def _to_float(name: str, value: object, hint: object) -> float:
+def _to_float(value: object, hint: object) -> float:
     if isinstance(value, bool):
         raise TypeError
     return float(value)
 
 
-def _to_bool(name: str, value: object, hint: object) -> bool:
+def _to_bool(value: object, hint: object) -> bool:
     if not isinstance(value, str) or value.casefold() not in _TRUTH:
         raise TypeError
     return _TRUTH[value.casefold()]
 
 
-def _to_sequence(name: str, value: object, hint: object) -> list | tuple:
+def _to_sequence(value: object, hint: object) -> list | tuple:
     if not isinstance(value, (list, tuple)):
         raise TypeError
     kind = typing.get_origin(hint) or hint
     arguments = [argument for argument in typing.get_args(hint) if argument is not ...]
     if len(arguments) == 1:
-        value = [_convert(name, entry, arguments[0]) for entry in value]
+        value = [_convert("entry", entry, arguments[0]) for entry in value]
     return kind(value)
 
 
-def _to_choice(name: str, value: object, hint: object) -> object:
+def _to_choice(value: object, hint: object) -> object:
     choices = typing.get_args(hint)
     if value not in choices:
         raise ValueError
     return value
 
 
-def _refuse(name: str, value: object, hint: object) -> object:
+def _refuse(value: object, hint: object) -> object:
     raise TypeError
 
 

@@ -107,12 +107,8 @@ class PluginRecord:
     @property
     def location(self) -> str | None:
         """The folder of the plugin's package, found without importing it; None where there is none."""
-        with contextlib.suppress(ImportError, ValueError):
-            found = importlib.util.find_spec(self.target.partition(".")[0])
-            if found is not None:
-                folders = list(found.submodule_search_locations or ())
-                return folders[0] if folders else found.origin
-        return None
+        folders = [_package_folder(target.partition(".")[0].partition(":")[0]) for target in self.target.split(", ")]
+        return ", ".join(filter(None, folders)) or None
 
     def of(self, spec_type: type[SpecT]) -> tuple[SpecT, ...]:
         """Its components of one kind, in the order in which it lists them."""
@@ -273,6 +269,14 @@ def _check_fields(spec: Spec) -> None:
 def _check_entries(what: str, value: object, entry_type: type) -> None:
     if not isinstance(value, tuple) or not all(isinstance(entry, entry_type) for entry in value):
         raise PluginError(f"{what} must be a tuple of {entry_type.__name__}, got {value!r}")
+
+
+def _package_folder(package: str) -> str | None:
+    with contextlib.suppress(ImportError, ValueError):
+        found = importlib.util.find_spec(package)
+        if found is not None:
+            return next(iter(found.submodule_search_locations or ()), found.origin)
+    return None
 
 
 def _heavy_modules() -> set[str]:

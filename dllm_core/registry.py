@@ -6,6 +6,7 @@ reads: ``objective``, ``adapter``, ``sampler``, ``commit rule``, ``cache policy`
 
 from __future__ import annotations
 
+import importlib.machinery
 import importlib.util
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -148,6 +149,61 @@ def missing_plugins_hint() -> str:
         f" Plugin {disabled} is switched off by DLLM_PLUGINS." if disabled else "",
     ]
     return "".join(hints)
+
+
+def target_problem(spec: Spec) -> str | None:
+    """Why the target of a component cannot be there, found without importing it; None where it seems right."""
+    if isinstance(spec, (EvalTaskSpec, EvalPresetSpec)):
+        try:
+            resource_path(spec.target)
+        except ComponentLoadError as error:
+            return str(error)
+        return None
+    module, _, attribute = spec.target.partition(":")
+    file = _module_file(module)
+    if file is None:
+        return f"there is no module {module!r}"
+    try:
+        names = _top_level_names(file) if file.suffix == ".py" else None
+    except (SyntaxError, ValueError) as error:
+        return f"module {module!r} is not Python: {error}"
+    if names is not None and attribute.partition(".")[0] not in names:
+        return f"module {module!r} has no {attribute!r}.{did_you_mean(attribute, names)}"
+    return None
+
+
+def _module_file(module: str) -> Path | None:
+    """The file of a module, without importing its parents."""
+    first, *rest = module.split(".")
+    try:
+        spec = importlib.util.find_spec(first)
+    except (ImportError, ValueError):
+        return None
+    for depth in range(len(rest)):
+        if spec is None or spec.submodule_search_locations is None:
+            return None
+        name = ".".join((first, *rest[: depth + 1]))
+        spec = importlib.machinery.PathFinder.find_spec(name, spec.submodule_search_locations)
+    return Path(spec.origin) if spec is not None and spec.origin else None
+
+
+def _top_level_names(file: Path) -> set[str] | None:
+    """The names that a module's source binds; None where running it could bind others."""
+    import ast
+
+    names: set[str] = set()
+    for statement in ast.parse(file.read_bytes()).body:
+        if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            names.add(statement.name)
+            continue
+        for node in ast.walk(statement):
+            if isinstance(node, ast.alias):
+                names.add(node.asname or node.name.partition(".")[0])
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                names.add(node.id)
+            elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                names.add(node.name)
+    return None if names & {"*", "__getattr__"} else names
 
 
 def _checkpoints() -> list[Checkpoint]:

@@ -1,0 +1,104 @@
+"""The command `dllm`: a table of commands, each imported only when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from types import TracebackType
+
+import click
+
+from dllm_core import __version__
+from dllm_core.errors import DllmError, did_you_mean
+from dllm_core.plugins import debugging, one_line
+
+# Name -> (import string, short help). The help stands here so that `dllm --help` imports no command.
+COMMANDS = {
+    "run": ("dllm_core.cli.run:command", "Generate text; without arguments, show a bundled model at work."),
+    "train": ("dllm_core.cli.train:command", "Train a model from a recipe."),
+    "plugins": ("dllm_core.cli.plugins:command", "List what is installed, and explain what did not load."),
+}
+INTERRUPTED = 130  # 128 + SIGINT, as shells count
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are import strings; help prints the short help that stands beside them.
+
+    click's own group would import every command to print its help.
+    """
+
+    def __init__(self, table: dict[str, tuple[str, str]], **attributes: object) -> None:
+        super().__init__(**attributes)
+        self.table = table
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.table)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in self.table:
+            return None
+        module, _, attribute = self.table[name][0].partition(":")
+        return getattr(importlib.import_module(module), attribute)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, short_help) for name, (_, short_help) in self.table.items()])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in self.table and not name.startswith("-"):
+            raise click.UsageError(
+                f"No such command {name!r}.{did_you_mean(name, self.table)} Commands: {', '.join(self.table)}", ctx
+            )
+        return super().resolve_command(ctx, args)
+
+
+EPILOG = """\b
+Examples:
+  dllm run                                show a bundled model at work
+  dllm run "1 2 3" -o block_size=8 --json
+  dllm plugins show core                  objectives, samplers and their sources
+
+DLLM_PLUGINS=a,b loads only these plugins, an empty value none; DLLM_DEBUG=1 shows tracebacks.
+"""
+
+root = LazyGroup(
+    COMMANDS,
+    name="dllm",
+    help="Train, sample and evaluate diffusion language models.",
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+root = click.version_option(__version__, prog_name="dllm", message="%(prog)s %(version)s")(root)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; the exit code is 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    if not debugging():
+        sys.excepthook = _say_unexpected
+    try:
+        outcome = root.main(arguments, prog_name="dllm", standalone_mode=False)
+        sys.stdout.flush()  # here, where a closed pipe can still be met
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.Abort:
+        return INTERRUPTED
+    except DllmError as error:
+        if debugging():
+            raise
+        print(f"Error: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        # Whoever read our output has gone (`dllm ... | head`); Python would complain when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return outcome if isinstance(outcome, int) else 0  # click hands back the code of `ctx.exit(code)`
+
+
+def _say_unexpected(kind: type[BaseException], error: BaseException, _: TracebackType | None) -> None:
+    """One line for an error that nobody foresaw; Python then exits with 1."""
+    print(f"Error: {one_line(error)}   [DLLM_DEBUG=1 shows where]", file=sys.stderr)
