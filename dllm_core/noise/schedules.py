@@ -7,7 +7,6 @@ dllm/core/schedulers/alpha.py, whose figures are reproduced.
 
 from __future__ import annotations
 
-import difflib
 import math
 from abc import ABC, abstractmethod
 from typing import TypeVar
@@ -15,7 +14,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from dllm_core.errors import OptionError
+from dllm_core.errors import OptionError, did_you_mean
 
 Time = TypeVar("Time", float, Tensor)
 
@@ -120,11 +119,9 @@ def get_schedule(schedule: str | Schedule) -> Schedule:
     if isinstance(schedule, Schedule):
         return schedule
     if schedule not in _SCHEDULES:
-        near = difflib.get_close_matches(str(schedule), _SCHEDULES, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
         raise OptionError(
-            f"unknown schedule {schedule!r}; {hint}allowed are {', '.join(schedule_names())}, or register one with "
-            "dllm_core.noise.register_schedule"
+            f"unknown schedule {schedule!r}.{did_you_mean(schedule, _SCHEDULES)} Known are "
+            f"{', '.join(schedule_names())}; register others with dllm.register_schedule"
         )
     return _SCHEDULES[schedule]()
 

@@ -119,9 +119,9 @@ def test_tensors_are_not_checked_so_the_host_never_waits():
 
 
 def test_unknown_name_suggests_the_nearest():
-    with pytest.raises(OptionError, match="did you mean 'cosine'"):
+    with pytest.raises(OptionError, match="Did you mean 'cosine'"):
         get_schedule("cosin")
-    with pytest.raises(OptionError, match="allowed are cosine, linear"):
+    with pytest.raises(OptionError, match="Known are cosine, linear"):
         get_schedule("zzz")
 
 

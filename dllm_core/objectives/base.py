@@ -1,0 +1,93 @@
+"""The contract of a training objective: `corrupt` draws all randomness, `loss` draws none.
+
+Shapes: B batch, L length.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dllm_core.errors import DataError
+from dllm_core.noise.corruption import Corruption
+
+if TYPE_CHECKING:
+    from dllm_core.models.denoiser import Denoiser
+
+IGNORED_LABEL = -100  # the label of a token that is never masked and never predicted, as everywhere in Hugging Face
+
+Batch = Mapping[str, Tensor]
+"""``input_ids`` (B, L) int64; optional ``labels`` (B, L) int64, -100 = context only; optional ``attention_mask``
+(B, L), nonzero = real token. Without labels every real token is one to learn."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ObjectiveOutput:
+    """What a loss returns.
+
+    Args:
+        loss: scalar, differentiable; what to minimise, normalised and weighted as the options say.
+        nll_sum: scalar, detached; estimate of the upper bound on -log p(tokens) in nats, summed over the batch,
+            whatever weights the loss uses. ``nll_sum / token_count`` is the bound per token.
+        token_count: scalar int64; the tokens that the batch teaches.
+        metrics: further scalars, detached, each a mean over the batch.
+    """
+
+    loss: Tensor
+    nll_sum: Tensor
+    token_count: Tensor
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Objective(ABC):
+    """A training objective. Subclasses are frozen dataclasses of their options, so they can be printed and compared."""
+
+    @abstractmethod
+    def corrupt(self, batch: Batch, denoiser: Denoiser, *, generator: torch.Generator) -> Corruption:
+        """Noise a batch. Everything random is drawn here, from the generator alone."""
+
+    @abstractmethod
+    def loss(
+        self, denoiser: Denoiser, batch: Batch, corruption: Corruption, *, normalizer: Tensor | None = None
+    ) -> ObjectiveOutput:
+        """The loss of a corrupted batch; deterministic.
+
+        Args:
+            normalizer: what the summed loss is divided by, scalar; None: this batch's own `normalizer`. A trainer
+                passes the sum of `normalizer` over all batches of the optimizer step, so that their losses add up to
+                that of one large batch.
+        """
+
+    @abstractmethod
+    def normalizer(self, batch: Batch) -> Tensor:
+        """What this batch adds to the denominator of the loss; scalar int64."""
+
+
+def maskable_positions(batch: Batch) -> Tensor:
+    """The tokens to learn: label not -100 and, where there is an attention mask, real. (B, L) bool.
+
+    Raises:
+        DataError: labels or attention mask are not shaped like the input ids.
+    """
+    ids = batch["input_ids"]
+    for name in ("labels", "attention_mask"):
+        if batch.get(name) is not None and batch[name].shape != ids.shape:
+            raise DataError(
+                f"{name} is shaped {tuple(batch[name].shape)}, input_ids {tuple(ids.shape)}; give one value per token"
+            )
+    real = attended_positions(batch)
+    labels = batch.get("labels")
+    if labels is not None:
+        return labels != IGNORED_LABEL if real is None else (labels != IGNORED_LABEL) & real
+    return torch.ones_like(ids, dtype=torch.bool) if real is None else real
+
+
+def attended_positions(batch: Batch) -> Tensor | None:
+    """The attention mask as bool (B, L), None where the batch has none: every token is real."""
+    mask = batch.get("attention_mask")
+    return None if mask is None else mask.bool()

@@ -1,0 +1,32 @@
+"""Cross-entropy of the hidden tokens only: the rows that the loss needs are the only ones that meet the vocabulary.
+
+Shapes: B batch, L length, V vocabulary, N hidden tokens of the batch in row-major order.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from dllm_core.models.denoiser import Denoiser
+
+
+def masked_nll(
+    denoiser: Denoiser, input_ids: Tensor, attention_mask: Tensor | None, masked: Tensor, targets: Tensor
+) -> Tensor:
+    """-log p(token) in nats of every hidden token; (N,) float32, or float64 where the model is.
+
+    Args:
+        input_ids: (B, L) int64, noised.
+        attention_mask: (B, L) bool or None.
+        masked: (B, L) bool, the N positions to score.
+        targets: (B, L) int64, the clean tokens.
+    """
+    logits = denoiser.logits(input_ids, attention_mask, at=masked)  # (N, V)
+    # bfloat16 holds 8 bits: a softmax over thousands of terms in it loses the small losses altogether.
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(logits, targets[masked], reduction="none")
