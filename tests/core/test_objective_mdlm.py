@@ -444,7 +444,7 @@ def test_by_name():
     import dllm_core as dllm
 
     assert dllm.objective("mdlm", time_epsilon=0.1) == MDLMObjective(time_epsilon=0.1)
-    with pytest.raises(OptionError, match="unknown option 'scheduler'. Did you mean 'schedule'"):
+    with pytest.raises(OptionError, match=r"unknown option 'scheduler'\. Did you mean 'schedule'"):
         dllm.objective("mdlm", scheduler="linear")
     with pytest.raises(dllm.UnknownComponentError, match="Did you mean 'mdlm'"):
         dllm.objective("mdml")
