@@ -10,7 +10,7 @@ import dataclasses
 import operator
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from dllm_core.errors import OptionError, did_you_mean
@@ -121,7 +121,7 @@ def _convert(name: str, value: object, hint: object) -> object:
     """`value` as one of the types that `hint` allows, as it stands where it already is one."""
     members = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     for member in members:
-        if type(value) is member:
+        if type(value) is member or (member is str and isinstance(value, str)):
             return value
     for member in members:
         convert = _CONVERTERS.get(typing.get_origin(member) or member)
@@ -140,7 +140,7 @@ def _describe(hint: object) -> str:
     origin = typing.get_origin(hint)
     if origin is typing.Literal:
         return f"one of {', '.join(map(str, typing.get_args(hint)))}"
-    if origin in (list, tuple) or hint in (list, tuple):
+    if _CONVERTERS[origin or hint] is _to_sequence:
         entries = [_describe(argument) for argument in typing.get_args(hint) if argument in _WORDS]
         return f"a list, each entry {entries[0]}" if len(entries) == 1 else "a list, for example [1, 2]"
     return _WORDS[hint]
@@ -165,9 +165,9 @@ def _to_bool(value: object, hint: object) -> bool:
 
 
 def _to_sequence(value: object, hint: object) -> list | tuple:
-    if not isinstance(value, (list, tuple)):
+    if isinstance(value, (str, Mapping)) or not isinstance(value, Iterable):
         raise TypeError
-    kind = typing.get_origin(hint) or hint
+    kind = list if list in (hint, typing.get_origin(hint)) else tuple
     arguments = [argument for argument in typing.get_args(hint) if argument is not ...]
     if len(arguments) == 1:
         value = [_convert("entry", entry, arguments[0]) for entry in value]
@@ -191,6 +191,7 @@ _CONVERTERS = {
     float: _to_float,
     str: _refuse,  # 1.10 is no longer what was typed once it has been read as a number
     type(None): _refuse,
+    Sequence: _to_sequence,
     list: _to_sequence,
     tuple: _to_sequence,
     typing.Literal: _to_choice,

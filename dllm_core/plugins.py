@@ -101,7 +101,7 @@ class PluginRecord:
 
     @property
     def title(self) -> str:
-        """``'dream' (dllm-dream 0.2.0)``."""
+        """``'acme' (dllm-acme 0.2.0)``."""
         return f"{self.name!r} ({self.distribution} {self.version})"
 
     @property

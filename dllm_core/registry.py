@@ -87,8 +87,10 @@ def load(kind: str, name: str) -> object:
             return resource_path(spec.target)
         return import_string(spec.target)
     except ComponentLoadError as error:
-        text = f"{kind} {component.full_id!r} cannot be loaded, which is for the plugin {component.plugin!r} to mend: "
-        raise ComponentLoadError(f"{text}{error}") from error.__cause__
+        raise ComponentLoadError(
+            f"{kind} {component.full_id!r} of plugin {component.plugin!r} cannot be loaded: {error}"
+            f"   [dllm plugins show {component.plugin}]"
+        ) from error.__cause__
 
 
 def adapter_for_model_type(model_type: str) -> Component[ModelAdapterSpec] | None:
