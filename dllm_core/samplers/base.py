@@ -24,7 +24,7 @@ from dllm_core.samplers.canvas import Canvas, completion_canvas, infill_canvas
 from dllm_core.samplers.options import MaskedOptions
 from dllm_core.samplers.output import SampleOutput, Step, cut_at_end
 from dllm_core.samplers.prompts import Prompts, check_lengths, encode, encode_canvases
-from dllm_core.samplers.proposals import Draws, guided, propose
+from dllm_core.samplers.proposals import Draws, guided, propose, without_borrowed_lead
 from dllm_core.samplers.state import Block, SamplerState, open_positions, spread
 
 if TYPE_CHECKING:
@@ -116,6 +116,8 @@ class Sampler:
         slots, masked = open_positions(ids, block, block.open_counts[block.step], self.denoiser.mask_token_id)
         logits = self._logits(state, ids, slots)  # (R, M, V)
         proposal = propose(logits, self.denoiser.mask_token_id, self.options, self._draws(state, slots))
+        if self.denoiser.logits_are_shifted:
+            proposal = without_borrowed_lead(proposal, slots)
         commit = self.rule.select(proposal, masked, block.step_quota)  # (R, M)
         committed = spread(commit.long(), slots, commit, ids.shape[1]).bool()  # (R, W)
         ids = torch.where(committed, spread(proposal.tokens, slots, commit, ids.shape[1]), ids)

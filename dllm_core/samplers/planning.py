@@ -144,12 +144,18 @@ def _counts(state: SamplerState, options: MaskedOptions, row: int, number: int, 
 
 
 def steps_per_block(options: MaskedOptions, canvas: Canvas, row: int) -> int:
-    """The step budget of each of a row's blocks: ceil(steps / blocks)."""
+    """The step budget of each of a row's blocks: ceil(steps / blocks).
+
+    Infilling counts the blocks of the longest canvas, as published, so there the number of blocks is the batch's; with
+    ``steps_per_block`` or without ``steps`` it is not needed.
+    """
     if options.steps_per_block is not None:
         return options.steps_per_block
     if options.steps is None:
         return canvas.block_size
-    return -(-options.steps // canvas.blocks(row))
+    if canvas.completes:
+        return -(-options.steps // canvas.blocks(row))
+    return -(-options.steps // -(-max(canvas.lengths) // canvas.block_size))
 
 
 def _hidden(canvas: Canvas, input_ids: torch.Tensor, options: MaskedOptions) -> torch.Tensor:

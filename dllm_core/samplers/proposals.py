@@ -10,7 +10,7 @@ Shapes: B rows, M open positions, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -56,6 +56,20 @@ def propose(logits: torch.Tensor, mask_token_id: int, options: MaskedOptions, dr
 def guided(conditional: torch.Tensor, unconditional: torch.Tensor, scale: float) -> torch.Tensor:
     """Classifier-free guidance, un + (s + 1)(cond - un). Source: LLaDA (arXiv 2502.09992), generate.py."""
     return unconditional + (scale + 1) * (conditional - unconditional)
+
+
+def without_borrowed_lead(proposal: Proposal, slots: torch.Tensor) -> Proposal:
+    """Position 0 of a shifted model borrows position 1's scores, so the two tie; where they lead, 1 goes first.
+
+    Everywhere else ties go to the left. The published code leaves the tie to torch.topk, which comes to the same.
+
+    Args:
+        slots: (B, M) int64, the open positions.
+    """
+    priority = proposal.priority
+    leads = (slots == 0) & (priority == priority.amax(1, keepdim=True))
+    lowered = torch.nextafter(priority, torch.full_like(priority, -torch.inf))
+    return replace(proposal, priority=torch.where(leads, lowered, priority))
 
 
 def _forbid(logits: torch.Tensor, ids: Sequence[int]) -> None:
