@@ -15,7 +15,7 @@ from dllm_core.plugins import debugging, one_line
 
 # Name -> (import string, short help). The help stands here so that `dllm --help` imports no command.
 COMMANDS = {
-    "run": ("dllm_core.cli.run:command", "Generate text; without arguments, show a bundled model at work."),
+    "run": ("dllm_core.cli.run:command", "Generate text; alone, show a bundled model at work."),
     "train": ("dllm_core.cli.train:command", "Train a model from a recipe."),
     "plugins": ("dllm_core.cli.plugins:command", "List what is installed, and explain what did not load."),
 }
@@ -58,11 +58,13 @@ class LazyGroup(click.Group):
 
 EPILOG = """\b
 Examples:
-  dllm run                                show a bundled model at work
-  dllm run "1 2 3" -o block_size=8 --json
-  dllm plugins show core                  objectives, samplers and their sources
+  dllm run                            a bundled model at work
+  dllm run "reverse planet" --steps 8
+  dllm plugins show core              what the core provides, and its sources
 
-DLLM_PLUGINS=a,b loads only these plugins, an empty value none; DLLM_DEBUG=1 shows tracebacks.
+\b
+DLLM_PLUGINS=a,b loads only these plugins, an empty value none.
+DLLM_DEBUG=1 shows tracebacks.
 """
 
 root = LazyGroup(
@@ -101,4 +103,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _say_unexpected(kind: type[BaseException], error: BaseException, _: TracebackType | None) -> None:
     """One line for an error that nobody foresaw; Python then exits with 1."""
-    print(f"Error: {one_line(error)}   [DLLM_DEBUG=1 shows where]", file=sys.stderr)
+    if kind is not KeyboardInterrupt:
+        print(f"Error: {one_line(error)}   [DLLM_DEBUG=1 shows where]", file=sys.stderr)

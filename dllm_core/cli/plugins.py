@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -94,9 +95,15 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> I
         cells = [cell.ljust(size) for cell, size in zip(row, widths, strict=False)]
         if number:
             cells[2] = click.style(cells[2], fg=COLOURS.get(row[2], "red"))
-        last, *more = textwrap.wrap(row[-1], max(width - indent, 20)) or [""]
-        yield "  ".join([*cells, last])
+        first, *more = wrap_items(row[-1], max(width - indent, 20))
+        yield "  ".join([*cells, first])
         yield from (" " * indent + line for line in more)
+
+
+def wrap_items(text: str, width: int) -> list[str]:
+    """Lines of at most `width` that break between the items of an enumeration only."""
+    items = re.sub(r"(?<!,) ", "\N{NO-BREAK SPACE}", text)
+    return [line.replace("\N{NO-BREAK SPACE}", " ") for line in textwrap.wrap(items, width)]
 
 
 def explain(record: PluginRecord) -> Iterator[str]:
