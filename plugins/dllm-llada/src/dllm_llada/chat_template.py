@@ -12,7 +12,7 @@ CHAT_TEMPLATE = (
     "{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' -}}"
     "{{- message['content'] | trim + '<|eot_id|>' -}}"
     "{%- endfor -%}"
-    "{%- if add_generation_prompt and (not messages or messages[-1]['role'] != 'assistant') -%}"
+    "{%- if add_generation_prompt and messages[-1]['role'] != 'assistant' -%}"
     "{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' -}}"
     "{%- endif -%}"
 )

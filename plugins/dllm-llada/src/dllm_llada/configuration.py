@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from dllm_core.errors import ModelLoadError
 
@@ -140,6 +140,12 @@ class LLaDAConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> LLaDAConfig:
         """Read a ``config.json``: what it leaves out gets `PUBLISHED_DEFAULTS`; LLaDA's own names win over aliases."""
+        found = config_dict.get("model_type", cls.model_type)
+        if found != cls.model_type:
+            raise ModelLoadError(
+                f"config.json says model_type {found!r}, this family serves {cls.model_type!r}; leave out adapter= to "
+                "choose the family from config.json"
+            )
         own = {k: v for k, v in config_dict.items() if cls.attribute_map.get(k) not in config_dict}
         named = {cls.attribute_map.get(k, k) for k in own}
         return super().from_dict({k: v for k, v in PUBLISHED_DEFAULTS.items() if k not in named} | own, **kwargs)
@@ -178,7 +184,8 @@ class LLaDAConfig(PreTrainedConfig):
         for name, allowed in ALLOWED.items():
             _require(getattr(self, name) in allowed, name, getattr(self, name), f"one of {list(allowed)}")
         for name in POSITIVE:
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+            value = getattr(self, name)
+            _require(isinstance(value, int) and value >= 1, name, value, "a whole number, at least 1")
         for name in DROPOUTS:
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "from 0 up to, but not, 1")
         self._check_heads()
@@ -216,3 +223,7 @@ class LLaDAConfig(PreTrainedConfig):
 def _require(holds: bool, field: str, value: object, allowed: str) -> None:
     if not holds:
         raise ModelLoadError(f"LLaDA config has {field}={value!r}; it must be {allowed}; correct config.json")
+
+
+# So that Hugging Face's own loaders (AutoTokenizer reads the config) know the model type; a second import is harmless.
+AutoConfig.register(LLaDAConfig.model_type, LLaDAConfig, exist_ok=True)

@@ -9,11 +9,12 @@ F MLP width, V embedding rows.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import AutoModel, Cache, DynamicCache, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -217,6 +218,7 @@ class LLaDAPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    _can_compile_fullgraph = True
 
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
@@ -246,7 +248,7 @@ class LLaDAPreTrainedModel(PreTrainedModel):
 class LLaDAModel(LLaDAPreTrainedModel):
     """Embedding, blocks and final norm. It holds the vocabulary head, as the weight names ask, but does not call it."""
 
-    _tied_weights_keys = {"transformer.ff_out.weight": "transformer.wte.weight"}  # noqa: RUF012
+    _tied_weights_keys: ClassVar[dict[str, str]] = {"transformer.ff_out.weight": "transformer.wte.weight"}
 
     def __init__(self, config: LLaDAConfig) -> None:
         super().__init__(config)
@@ -345,7 +347,7 @@ def _positions(position_ids: torch.Tensor | None, hidden: torch.Tensor, cache: C
 class LLaDAModelLM(LLaDAPreTrainedModel):
     """LLaDA with its vocabulary head: the class of the published checkpoints."""
 
-    _tied_weights_keys = {"model.transformer.ff_out.weight": "model.transformer.wte.weight"}  # noqa: RUF012
+    _tied_weights_keys: ClassVar[dict[str, str]] = {"model.transformer.ff_out.weight": "model.transformer.wte.weight"}
 
     def __init__(self, config: LLaDAConfig) -> None:
         super().__init__(config)
@@ -418,3 +420,6 @@ class LLaDAModelLM(LLaDAPreTrainedModel):
         return CausalLMOutputWithPast(
             logits=logits, past_key_values=outputs.past_key_values, hidden_states=outputs.hidden_states
         )
+
+
+AutoModel.register(LLaDAConfig, LLaDAModelLM, exist_ok=True)
