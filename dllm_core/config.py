@@ -11,11 +11,14 @@ import operator
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dllm_core.errors import OptionError, did_you_mean
 
-ConfigT = TypeVar("ConfigT")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+ConfigT = TypeVar("ConfigT", bound="DataclassInstance")
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "none"}
 _TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
@@ -136,7 +139,7 @@ def _convert(name: str, value: object, hint: object) -> object:
     raise OptionError(f"{name} must be {allowed}, got {value!r}{quote}")
 
 
-def _describe(hint: object) -> str:
+def _describe(hint: Any) -> str:
     origin = typing.get_origin(hint)
     if origin is typing.Literal:
         return f"one of {', '.join(map(str, typing.get_args(hint)))}"
@@ -146,13 +149,13 @@ def _describe(hint: object) -> str:
     return _WORDS[hint]
 
 
-def _to_int(value: object, hint: object) -> int:
+def _to_int(value: Any, hint: object) -> int:
     if isinstance(value, bool):
         raise TypeError
     return int(value) if isinstance(value, str) else operator.index(value)
 
 
-def _to_float(value: object, hint: object) -> float:
+def _to_float(value: Any, hint: object) -> float:
     if isinstance(value, bool):
         raise TypeError
     return float(value)

@@ -12,7 +12,6 @@ import functools
 import importlib
 import importlib.metadata
 import importlib.util
-import inspect
 import os
 import sys
 import time
@@ -65,6 +64,7 @@ KINDS: dict[str, type[Spec]] = {
 }
 HEAVY_MODULES = ("datasets", "numpy", "torch", "transformers")
 SLOW_SECONDS = 1.0
+LONGEST_LINE = 300
 
 
 class PluginError(Exception):
@@ -101,7 +101,9 @@ class PluginRecord:
 
     @property
     def title(self) -> str:
-        """``'acme' (dllm-acme 0.2.0)``."""
+        """``'acme' (dllm-acme 0.2.0)``; of a conflict the error itself names the distributions."""
+        if self.state == "conflict":
+            return repr(self.name)
         return f"{self.name!r} ({self.distribution} {self.version})"
 
     @property
@@ -112,7 +114,7 @@ class PluginRecord:
 
     def of(self, spec_type: type[SpecT]) -> tuple[SpecT, ...]:
         """Its components of one kind, in the order in which it lists them."""
-        return tuple(spec for spec in self.specs if type(spec) is spec_type)
+        return tuple(spec for spec in self.specs if isinstance(spec, spec_type))
 
     def warnings(self) -> list[str]:
         """The lines that a user sees on stderr."""
@@ -156,8 +158,15 @@ class PluginHost:
     def _register(self, entry_point: EntryPoint) -> None:
         plugin = entry_point.load()
         self._manager.register(plugin, entry_point.name)
-        for caller in self._manager.get_hookcallers(plugin) or ():
+        callers = self._manager.get_hookcallers(plugin) or []
+        for caller in callers:
             _check_implementations(caller)
+        marked = {caller.name for caller in callers}
+        unmarked = [name for name in HOOKS if hasattr(plugin, name) and name not in marked]
+        if unmarked:
+            raise PluginError(f"{', '.join(unmarked)} is not marked with @hookimpl")
+        if not callers:
+            raise PluginError("nothing in it is marked with @hookimpl")
 
     def _ask_hooks(self, record: PluginRecord) -> PluginRecord:
         """The record with what the plugin's hooks offer; a failing hook costs its own components only."""
@@ -168,8 +177,7 @@ class PluginHost:
                 specs, error = attempt(functools.partial(_collect, implementation.function, allowed))
                 if error is not None:
                     record = _failed(record, error, where=f"{hook}: ")
-                else:
-                    record = replace(record, specs=(*record.specs, *specs))
+                record = replace(record, specs=(*record.specs, *(specs or ())))
         return record
 
 
@@ -208,9 +216,12 @@ def _import_attribute(target: str) -> object:
 
 def one_line(error: BaseException) -> str:
     """What went wrong, without line breaks; the type is named where the message alone would not speak."""
-    text = " ".join(str(error).split())
+    text, _ = attempt(lambda: " ".join(str(error).split()))  # whose __str__ is other people's code too
+    text = text or ""
     if isinstance(error, SystemExit):
-        return f"it called sys.exit({text}) while being imported"
+        return f"it called sys.exit({text})"
+    if len(text) > LONGEST_LINE:
+        text = text[:LONGEST_LINE] + " ..."
     if isinstance(error, (ImportError, PluginError, pluggy.PluginValidationError)) and text:
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
@@ -238,11 +249,11 @@ def _collect(function: Callable[[], Iterable[Spec]], allowed: tuple[type[Spec], 
     """Run one hook to its end and check what it yields: all of it counts or nothing."""
     result = function()
     expected = " or ".join(spec_type.__name__ for spec_type in allowed)
-    if inspect.isawaitable(result) or isinstance(result, Spec) or not isinstance(result, Iterable):
+    if isinstance(result, Spec) or not isinstance(result, Iterable):
         raise PluginError(f"returned {type(result).__name__}; yield {expected}, or return a list")
     specs: dict[tuple[type, str], Spec] = {}
     for spec in result:
-        if type(spec) not in allowed:
+        if not isinstance(spec, allowed):
             raise PluginError(f"yielded {spec!r:.80}, expected {expected}")
         _check_fields(spec)
         if (type(spec), spec.name) in specs:
@@ -254,16 +265,25 @@ def _collect(function: Callable[[], Iterable[Spec]], allowed: tuple[type[Spec], 
 def _check_fields(spec: Spec) -> None:
     """That listing and finding this component cannot fail later on a field of the wrong type."""
     what = f"{type(spec).__name__} {spec.name!r}"
-    for field in ("name", "summary", "target", "source"):
-        if not isinstance(getattr(spec, field), str):
-            raise PluginError(f"{what}: {field} must be text, got {getattr(spec, field)!r}")
+    _check_text(what, spec, ("name", "summary", "target", "source"))
     if not spec.name or "/" in spec.name or spec.name != "".join(spec.name.split()):
         raise PluginError(f"{what}: a name must not be empty, nor hold '/' or spaces")
     if not all(spec.target.partition(":")):
         raise PluginError(f"{what}: target must have the form 'package.module:attribute', got {spec.target!r}")
+    if isinstance(spec, SamplerSpec) and not isinstance(spec.defaults, dict):
+        raise PluginError(f"{what}: defaults must be a dict of options, got {spec.defaults!r}")
     if isinstance(spec, ModelAdapterSpec):
         _check_entries(f"{what}: model_types", spec.model_types, str)
         _check_entries(f"{what}: bundled", spec.bundled, BundledCheckpoint)
+        for checkpoint in spec.bundled:
+            _check_text(f"{what}: checkpoint", checkpoint, ("name", "summary", "resource"))
+            _check_entries(f"{what}: checkpoint {checkpoint.name}: demo_prompts", checkpoint.demo_prompts, str)
+
+
+def _check_text(what: str, holder: object, fields: Iterable[str]) -> None:
+    for field in fields:
+        if not isinstance(getattr(holder, field), str):
+            raise PluginError(f"{what}: {field} must be text, got {getattr(holder, field)!r}")
 
 
 def _check_entries(what: str, value: object, entry_type: type) -> None:
@@ -316,10 +336,11 @@ def load_plugins(
     by_name: dict[str, list[EntryPoint]] = {}
     for entry_point in entry_points or ():
         by_name.setdefault(entry_point.name, []).append(entry_point)
+    allowed = set(by_name) if only is None else set(only)
     for name, same_name in sorted(by_name.items()):
-        _add(host, same_name, enabled=only is None or name in set(only), core_version=core_version)
-    for name in sorted(set(only or ()) - {CORE, *by_name}):
-        host.notes.append(f"plugin {name!r} was asked for and is not installed.{did_you_mean(name, by_name)}")
+        _add(host, same_name, enabled=name in allowed, core_version=core_version)
+    for name in sorted(allowed - {CORE, *by_name}):
+        host.notes.append(f"DLLM_PLUGINS asks for {name!r}, which is not installed.{did_you_mean(name, by_name)}")
     return host
 
 
@@ -343,12 +364,11 @@ def _add(host: PluginHost, same_name: Sequence[EntryPoint], *, enabled: bool, co
 
 
 def _describe(entry_point: EntryPoint) -> PluginRecord:
-    """What the installed package says of itself; where its metadata cannot be read, the record says so."""
+    """What the installed package says of itself; unknown where that cannot be read."""
     unknown = PluginRecord(name=entry_point.name, distribution="unknown", version="?", target=entry_point.value)
-    if entry_point.dist is None:
-        return unknown
-    metadata, error = attempt(lambda: entry_point.dist.metadata)
-    if error is not None or metadata is None:
+    distribution = entry_point.dist
+    metadata, _ = attempt(lambda: None if distribution is None else distribution.metadata)
+    if metadata is None:
         return unknown
     return replace(
         unknown,
@@ -380,16 +400,15 @@ def _conflict(records: Sequence[PluginRecord]) -> PluginRecord:
 
 def _refusal(record: PluginRecord, core_version: str) -> PluginRecord | None:
     """The record of a plugin that asks for another core, which is then not even imported; None where it fits."""
-    if record.requires_core is None:
+    requirement = record.requires_core
+    if requirement is None:
         return None
-    fits, error = attempt(lambda: requirement_holds(record.requires_core, core_version))
+    fits, error = attempt(lambda: requirement_holds(requirement, core_version))
     if error is not None:
         return _failed(record, error, where="its requirement on dllm-core cannot be read: ")
     if fits:
         return None
-    return replace(
-        record, state="incompatible", error=f"needs {record.requires_core}, this is dllm-core {core_version}"
-    )
+    return replace(record, state="incompatible", error=f"needs {requirement}, this is dllm-core {core_version}")
 
 
 # --- the host of this process ----------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 from types import TracebackType
+from typing import Any
 
 import click
 
@@ -28,7 +29,7 @@ class LazyGroup(click.Group):
     click's own group would import every command to print its help.
     """
 
-    def __init__(self, table: dict[str, tuple[str, str]], **attributes: object) -> None:
+    def __init__(self, table: dict[str, tuple[str, str]], **attributes: Any) -> None:
         super().__init__(**attributes)
         self.table = table
 

@@ -43,7 +43,7 @@ def command(ctx: click.Context, as_json: bool) -> None:
 @click.pass_context
 def list_command(ctx: click.Context, as_json: bool) -> None:
     """List the installed plugins, as `dllm plugins` does."""
-    print_plugins(as_json or ctx.parent.params["as_json"])
+    print_plugins(as_json or group_says_json(ctx))
 
 
 @command.command("show")
@@ -59,10 +59,15 @@ def show_command(ctx: click.Context, name: str, as_json: bool) -> None:
         raise UnknownComponentError(
             f"no plugin {name!r} is installed.{did_you_mean(name, names)} Installed: {', '.join(names)}"
         )
-    if as_json or ctx.parent.params["as_json"]:
+    if as_json or group_says_json(ctx):
         click.echo(json.dumps([as_data(record, complete=True) for record in found], indent=2))
     else:
         click.echo("\n\n".join("\n".join(explain(record)) for record in found))
+
+
+def group_says_json(ctx: click.Context) -> bool:
+    """Whether ``--json`` stands before the sub-command's name."""
+    return ctx.parent is not None and ctx.parent.params["as_json"]
 
 
 def print_plugins(as_json: bool) -> None:
@@ -152,7 +157,7 @@ def facts(**named: str | None) -> Iterator[str]:
 
 def as_data(record: PluginRecord, complete: bool = False) -> dict[str, object]:
     """A plugin as JSON data; `complete` adds the traceback and looks for each target."""
-    data = {
+    data: dict[str, object] = {
         "name": record.name,
         "distribution": record.distribution,
         "version": record.version,
@@ -170,7 +175,7 @@ def as_data(record: PluginRecord, complete: bool = False) -> dict[str, object]:
 
 
 def component_data(record: PluginRecord, kind: str, spec: Spec, complete: bool) -> dict[str, object]:
-    data = {
+    data: dict[str, object] = {
         "id": f"{record.name}/{spec.name}",
         "kind": kind,
         "summary": spec.summary,

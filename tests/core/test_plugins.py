@@ -23,8 +23,18 @@ OBJECTIVE = 'ObjectiveSpec(name="x", summary="s", target="m:X", source="original
 BROKEN = {
     "missing import": ("import einops_of_tomorrow", "No module named 'einops_of_tomorrow'"),
     "error at import": ("1 / 0", "ZeroDivisionError: division by zero"),
-    "exit at import": ("raise SystemExit(3)", r"it called sys.exit\(3\) while being imported"),
+    "exit at import": ("raise SystemExit(3)", r"it called sys.exit\(3\)"),
     "outlandish exception": ("class Odd(BaseException): ...\nraise Odd('away')", "Odd: away"),
+    "exception that cannot be shown": (
+        "class Odd(Exception):\n    def __str__(self): 1 / 0\nraise Odd",
+        "Odd",
+    ),
+    "endless text": ("raise ValueError('x' * 1000)", "ValueError: x{300} \\.\\.\\."),
+    "no hook": ("", "nothing in it is marked with @hookimpl"),
+    "hook without its mark": (
+        "def dllm_samplers(): ...\n@hookimpl\ndef dllm_objectives(): return []",
+        "dllm_samplers is not marked with @hookimpl",
+    ),
     "error without text": ("raise RuntimeError", "RuntimeError"),
     "error of many lines": ("raise ValueError('first\\nsecond')", "ValueError: first second"),
     "syntax error": ("def (", "SyntaxError: .*"),
@@ -90,6 +100,18 @@ BROKEN = {
         "@hookimpl\ndef dllm_model_adapters():\n"
         "    yield ModelAdapterSpec(name='x', summary='s', target='m:X', source='s', model_types='acme')",
         "dllm_model_adapters: ModelAdapterSpec 'x': model_types must be a tuple of str, got 'acme'",
+    ),
+    "defaults as text": (
+        "@hookimpl\ndef dllm_samplers():\n"
+        "    yield SamplerSpec(name='x', summary='s', target='m:X', source='s', defaults='steps=4')",
+        "dllm_samplers: SamplerSpec 'x': defaults must be a dict of options, got 'steps=4'",
+    ),
+    "one demo prompt": (
+        "@hookimpl\ndef dllm_model_adapters():\n"
+        "    tiny = BundledCheckpoint(name='t', summary='s', resource='p:t', demo_prompts='hello')\n"
+        "    yield ModelAdapterSpec(\n"
+        "        name='x', summary='s', target='m:X', source='s', model_types=(), bundled=(tiny,))",
+        "dllm_model_adapters: ModelAdapterSpec 'x': checkpoint t: demo_prompts must be a tuple of str, got 'hello'",
     ),
     "checkpoint as text": (
         "@hookimpl\ndef dllm_model_adapters():\n"
@@ -228,7 +250,7 @@ def test_only_the_plugins_asked_for_are_imported(distributions) -> None:
         ("bold", "disabled"),
     ]
     assert "dllm_bold_plugin" not in sys.modules
-    assert host.warnings() == ["plugin 'bolt' was asked for and is not installed. Did you mean 'bold'?"]
+    assert host.warnings() == ["DLLM_PLUGINS asks for 'bolt', which is not installed. Did you mean 'bold'?"]
     assert names(load_plugins(entry_points=entry_points, only=[]), SamplerSpec) == ["core/mdlm"]
 
 

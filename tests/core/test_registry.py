@@ -150,7 +150,7 @@ def test_an_unknown_name_points_at_plugins_that_did_not_load(distributions) -> N
         ("absent", "AttributeError: module 'acme_parts' has no attribute 'Absent'", AttributeError),
         ("thirsty", "No module named 'einops_of_tomorrow'", ModuleNotFoundError),
         ("nowhere", "No module named 'acme_nowhere'", ModuleNotFoundError),
-        ("exits", "it called sys.exit(1) while being imported", SystemExit),
+        ("exits", "it called sys.exit(1)", SystemExit),
     ],
 )
 def test_a_target_that_does_not_import_names_plugin_component_and_cause(name: str, reason: str, cause: type) -> None:
