@@ -1,1 +1,24 @@
+"""What people look at: the live view of a canvas on the terminal, and the styled text that it is made of."""
 
+from __future__ import annotations
+
+import importlib
+
+_EXPORTS = {
+    "LiveView": "dllm_core.display.live",
+    "Row": "dllm_core.display.live",
+    "Age": "dllm_core.display.text",
+    "Glyphs": "dllm_core.display.text",
+    "TokenText": "dllm_core.display.text",
+    "canvas_text": "dllm_core.display.text",
+    "glyphs_for": "dllm_core.display.text",
+    "progress_text": "dllm_core.display.text",
+}
+
+__all__ = list(_EXPORTS)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_EXPORTS[name]), name)

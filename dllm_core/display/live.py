@@ -1,0 +1,252 @@
+"""The live view: a canvas on the terminal while it is generated.
+
+Shapes: B rows, L length of the canvas.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich.live import Live
+from rich.text import Text
+
+from dllm_core.display.text import (
+    Age,
+    Glyphs,
+    TokenText,
+    canvas_text,
+    fold,
+    glyphs_for,
+    progress_text,
+    shown_as,
+    window,
+)
+from dllm_core.samplers.planning import steps_per_block
+from dllm_core.samplers.quota import quota_counts
+
+if TYPE_CHECKING:
+    import torch
+    from rich.console import Console, ConsoleOptions, RenderResult
+
+    from dllm_core.samplers.base import Sampler
+    from dllm_core.samplers.output import Step
+    from dllm_core.samplers.state import SamplerState
+
+FRAMES_PER_SECOND = 20
+LARGEST_OVERHEAD = 0.03  # of the time that generating takes
+CAPTION_LINES = 3
+SHORTEST_ROW = 4  # lines: its caption, two of its canvas, a blank one
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the canvas, as it is shown.
+
+    Args:
+        caption: text above it, the prompt; empty: none.
+        start, stop: the positions that are shown: the completion, or all of a text with blanks.
+    """
+
+    caption: str
+    start: int
+    stop: int
+
+
+class LiveView:
+    """Draws a canvas while it is generated; erased when the context ends, so that only the result stays.
+
+    Between two frames it reads no tensor, so a GPU is waited for only when a frame is drawn, and frames are spaced so
+    that drawing takes at most 3% of the time.
+
+    Args:
+        console: where to draw.
+        rows: what to show of each row of the canvas.
+        canvas: (B, L) int64, as it is before the first step.
+        tokens: gives the text of tokens.
+        mask_id, end_ids: the ids that are shown as marks.
+        steps: how many steps there will be, where that is known.
+        blocks: how many blocks there are, where that is known.
+        seconds_per_step: draw every step and take at least this long for it: for demonstrations.
+
+    Example::
+
+        with LiveView(console, rows, canvas, TokenText(tokenizer.decode), mask_id=mask, end_ids=ends) as view:
+            while not state.finished:
+                view.show(sampler.step(state))
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        rows: Sequence[Row],
+        canvas: torch.Tensor,
+        tokens: TokenText,
+        *,
+        mask_id: int,
+        end_ids: Collection[int],
+        steps: int | None = None,
+        blocks: int | None = None,
+        seconds_per_step: float = 0.0,
+    ) -> None:
+        self._live = Live(console=console, transient=True, auto_refresh=False, vertical_overflow="crop")
+        self._console = console
+        self._rows = rows
+        self._ids: list[list[int]] = canvas.tolist()
+        self._ages = [[int(Age.SETTLED if token == mask_id else Age.GIVEN) for token in row] for row in self._ids]
+        self._fresh = canvas != canvas  # (B, L) bool, committed since the last frame: nothing yet
+        self._tokens = tokens
+        self._mask_id, self._end_ids = mask_id, frozenset(end_ids)
+        self._masked_at_first = max(self._masked_now(), 1)
+        self._steps, self._blocks = steps, blocks
+        self._seconds_per_step = seconds_per_step
+        self._idle = 0.0
+        self._next_frame = 0.0
+        self._parts: list[str] = []
+
+    def __enter__(self) -> LiveView:
+        self._began = time.perf_counter()
+        self._live.start()
+        self._draw()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def show(self, step: Step) -> None:
+        """Take note of a step, and draw it where a frame is due."""
+        self._fresh |= step.committed
+        now = time.perf_counter()
+        if now < self._next_frame and not self._seconds_per_step:
+            return
+        self._take(step)
+        self._draw()
+        drawn = time.perf_counter()
+        self._next_frame = drawn + max(1 / FRAMES_PER_SECOND, (drawn - now) / LARGEST_OVERHEAD)
+        if self._seconds_per_step:
+            time.sleep(self._seconds_per_step)
+            self._idle += self._seconds_per_step
+
+    def _take(self, step: Step) -> None:
+        """Copy the canvas from the device, and let what was committed before the last frame grow old."""
+        self._ids = step.input_ids.tolist()
+        for ages, fresh in zip(self._ages, self._fresh.tolist(), strict=True):
+            ages[:] = [_next_age(age, is_fresh) for age, is_fresh in zip(ages, fresh, strict=True)]
+        self._fresh &= False
+        self._parts = self._said(step)
+
+    def _said(self, step: Step) -> list[str]:
+        elapsed = time.perf_counter() - self._began - self._idle
+        committed = self._masked_at_first - self._masked_now()
+        parts = [f"step {step.index + 1}{_of(self._steps)}", f"{elapsed:.1f} s"]
+        if self._blocks != 1:
+            parts.append(f"block {step.block + 1}{_of(self._blocks)}")
+        return [*parts, f"{committed / (step.index + 1):.1f} tokens/step"]
+
+    def _masked_now(self) -> int:
+        return sum(self._shown(n, row).count(self._mask_id) for n, row in enumerate(self._rows))
+
+    def _shown(self, number: int, row: Row) -> list[int]:
+        return self._ids[number][row.start : row.stop]
+
+    def _draw(self) -> None:
+        self._live.update(self, refresh=True)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        height = max(console.size.height - 1, 3)
+        glyphs = glyphs_for(console.encoding)
+        yield from self._row_lines(console, options.max_width, height - 2, glyphs)
+        done = 1 - self._masked_now() / self._masked_at_first
+        yield progress_text(done=done, parts=self._parts, width=options.max_width, glyphs=glyphs)
+
+    def _row_lines(self, console: Console, width: int, height: int, glyphs: Glyphs) -> Iterator[Text]:
+        """The rows that fit into `height` lines, each above a blank line."""
+        count = min(len(self._rows), max(height // SHORTEST_ROW, 1))
+        left_out = len(self._rows) - count if height > 1 else 0
+        height -= 1 if left_out else 0
+        for number in range(count):
+            share = (height + 1) // (count - number) - 1  # what the rows before did not use goes to those after
+            lines = self._one_row(number, console, width, max(share, 1), glyphs)
+            yield from lines
+            yield Text()
+            height -= len(lines) + 1
+        if left_out:
+            yield Text(f"{glyphs.ellipsis} and {left_out} more", "dim", no_wrap=True, overflow="crop")
+
+    def _one_row(self, number: int, console: Console, width: int, height: int, glyphs: Glyphs) -> list[Text]:
+        row = self._rows[number]
+        text = canvas_text(
+            self._shown(number, row),
+            self._ages[number][row.start : row.stop],
+            self._tokens,
+            mask_id=self._mask_id,
+            end_ids=self._end_ids,
+            glyphs=glyphs,
+            encoding=console.encoding,
+        )
+        caption = _caption(row.caption, console, width, min(CAPTION_LINES, height - 1), glyphs)
+        return caption + window(fold(text, width), height - len(caption))
+
+
+def _caption(caption: str, console: Console, width: int, height: int, glyphs: Glyphs) -> list[Text]:
+    if not caption or height < 1:
+        return []
+    text = Text(f"{glyphs.prompt} {shown_as(caption.strip(), console.encoding)}", "dim")
+    lines = list(text.wrap(console, width, overflow="fold"))
+    if len(lines) > height:
+        lines = lines[:height]
+        lines[-1].truncate(max(width - len(glyphs.ellipsis), 1))
+        lines[-1].append(glyphs.ellipsis)
+    return lines
+
+
+def _next_age(age: int, is_fresh: bool) -> int:
+    if is_fresh:
+        return Age.FRESH
+    return age if age == Age.GIVEN else min(age + 1, Age.SETTLED)
+
+
+def _of(total: int | None) -> str:
+    return "" if total is None else f"/{total}"
+
+
+def view_of_run(
+    console: Console, sampler: Sampler, state: SamplerState, captions: Sequence[str], *, seconds: float = 0.0
+) -> LiveView:
+    """The view of a run that a sampler just started.
+
+    Args:
+        captions: one a row: its prompt, or empty.
+        seconds: slow the run down to about this long, so that it can be watched.
+    """
+    denoiser, canvas = sampler.denoiser, state.canvas
+    spans = zip(captions, canvas.prompt_lengths, canvas.lengths, strict=True)
+    steps = steps_ahead(sampler, state)
+    return LiveView(
+        console,
+        [Row(caption, start, stop) for caption, start, stop in spans],
+        state.input_ids,
+        TokenText(lambda ids: denoiser.tokenizer.decode(ids, clean_up_tokenization_spaces=False)),
+        mask_id=denoiser.mask_token_id,
+        end_ids=denoiser.end_token_ids,
+        steps=steps,
+        blocks=max(canvas.blocks(row) for row in range(len(canvas.rows))),
+        seconds_per_step=seconds / (steps or len(canvas.rows[0])),
+    )
+
+
+def steps_ahead(sampler: Sampler, state: SamplerState) -> int | None:
+    """How many steps a run takes unless its rows end early; None where it is decided on the way."""
+    options, canvas = sampler.options, state.canvas
+    if not sampler.rule.follows_quota or options.stochastic_quota:
+        return None
+
+    def steps(row: int, block: int) -> int:
+        budget = steps_per_block(options, canvas, row)
+        return len(quota_counts(canvas.masks(row, block), budget, options.quota, options.schedule))
+
+    rows = range(len(canvas.rows))
+    last = max(canvas.blocks(row) for row in rows)
+    return sum(max(steps(row, block) for row in rows if block < canvas.blocks(row)) for block in range(last))

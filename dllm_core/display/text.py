@@ -1,0 +1,239 @@
+"""From a canvas of token ids to styled text: pure functions, used by everything that shows a generation."""
+
+from __future__ import annotations
+
+import itertools
+import unicodedata
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+from rich.cells import chop_cells
+from rich.text import Text
+
+# A character is at most four bytes, so no more than four byte tokens belong together; the rest is for odd tokenizers.
+LONGEST_GROUP = 8
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+class Age(IntEnum):
+    """How long ago a position was committed, counted in drawn frames."""
+
+    FRESH = 0
+    RECENT = 1
+    SETTLED = 2
+    GIVEN = 3
+
+
+STYLES: dict[int, str] = {
+    Age.FRESH: "bold black on bright_cyan",
+    Age.RECENT: "bold cyan",
+    Age.SETTLED: "",
+    Age.GIVEN: "dim",
+}
+MASK_STYLE = "bright_black"
+END_STYLE = "dim"
+
+
+@dataclass(frozen=True)
+class Glyphs:
+    """The marks that a terminal can show.
+
+    Args:
+        mask: a position that is still masked.
+        partial: a part of a character, whose other bytes are still masked.
+        end: an end of sequence or of turn.
+    """
+
+    mask: str
+    partial: str
+    end: str
+    prompt: str
+    separator: str
+    ellipsis: str
+    bar_done: str
+    bar_left: str
+
+
+UNICODE = Glyphs(mask="░", partial="▒", end="·", prompt="❯", separator=" · ", ellipsis="…", bar_done="━", bar_left="─")
+ASCII = Glyphs(mask="_", partial="?", end=".", prompt=">", separator=" | ", ellipsis="...", bar_done="=", bar_left="-")
+
+
+def glyphs_for(encoding: str) -> Glyphs:
+    """The Unicode marks where the terminal's encoding has them all, else the ASCII ones."""
+    marks = "".join(vars(UNICODE).values())
+    return ASCII if shown_as(marks, encoding) != marks else UNICODE
+
+
+def shown_as(text: str, encoding: str) -> str:
+    """The text as a terminal can show it: no control characters but line breaks, nothing its encoding lacks."""
+    visible = text if text.isprintable() else "".join(_visible(character) for character in text)
+    return visible.encode(encoding, errors="replace").decode(encoding)
+
+
+def _visible(character: str) -> str:
+    """Escape sequences and direction marks that a model writes must not reach the terminal."""
+    if character in "\n\N{ZERO WIDTH JOINER}\N{ZERO WIDTH NON-JOINER}":
+        return character
+    if character == "\t":
+        return "    "
+    category = unicodedata.category(character)
+    return {"Cc": REPLACEMENT, "Cf": "", "Cs": REPLACEMENT, "Zl": " ", "Zp": " "}.get(category, character)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The text of the tokens `start` to `stop` (exclusive) of a run: several where they are one character together."""
+
+    start: int
+    stop: int
+    text: str
+
+
+class TokenText:
+    """The text of each token in its place, remembered so that a frame decodes only what is new.
+
+    Joined, the pieces of a run of tokens are exactly what the tokenizer decodes the run to.
+
+    Args:
+        decode: token ids -> text, special tokens included.
+    """
+
+    def __init__(self, decode: Callable[[list[int]], str]) -> None:
+        self._decode = decode
+        self._known: dict[tuple[int, ...], str] = {}
+
+    def pieces(self, ids: Sequence[int]) -> list[Piece]:
+        """The pieces of one run of tokens, in order, without gaps."""
+        pieces = list(self._walk(ids))
+        whole = self._decode(list(ids))
+        if "".join(piece.text for piece in pieces) == whole:
+            return pieces
+        return [Piece(0, len(ids), whole)]  # the tokenizer looks further back than one token: give up colouring each
+
+    def _walk(self, ids: Sequence[int]) -> Iterator[Piece]:
+        start = 0
+        while start < len(ids):
+            before = tuple(ids[max(start - 1, 0) : start])
+            stop, text = self._shortest_whole(before, ids, start)
+            yield Piece(start, stop, text)
+            start = stop
+
+    def _shortest_whole(self, before: tuple[int, ...], ids: Sequence[int], start: int) -> tuple[int, str]:
+        """The fewest tokens from `start` on that decode to whole characters, and their text."""
+        first = None
+        for stop in range(start + 1, min(start + LONGEST_GROUP, len(ids)) + 1):
+            text = self._text_after(before, tuple(ids[start:stop]))
+            first = text if first is None else first
+            if not text.endswith(REPLACEMENT):
+                return stop, text
+        return start + 1, first or ""
+
+    def _text_after(self, before: tuple[int, ...], group: tuple[int, ...]) -> str:
+        """What a group adds to the text: with the token before it, as a leading space may depend on that."""
+        context = self._text(before) if before else ""
+        together = self._text(before + group)
+        return together[len(context) :] if together.startswith(context) else self._text(group)
+
+    def _text(self, ids: tuple[int, ...]) -> str:
+        if ids not in self._known:
+            self._known[ids] = self._decode(list(ids))
+        return self._known[ids]
+
+
+def canvas_text(
+    ids: Sequence[int],
+    ages: Sequence[int],
+    tokens: TokenText,
+    *,
+    mask_id: int,
+    end_ids: Collection[int],
+    glyphs: Glyphs = UNICODE,
+    encoding: str = "utf-8",
+) -> Text:
+    """One row of a canvas as styled text.
+
+    Args:
+        ids: the token ids to show, in order.
+        ages: of the same length, when each was committed; what stands at a masked position does not matter.
+        tokens: gives the text of the tokens.
+        mask_id: shown as a dim block.
+        end_ids: end-of-sequence and end-of-turn ids, shown as a dim dot.
+    """
+    text = Text()
+    for start, stop in _runs(ids, mask_id, end_ids):
+        if ids[start] == mask_id:
+            text.append(glyphs.mask * (stop - start), MASK_STYLE)
+        elif ids[start] in end_ids:
+            for age in ages[start:stop]:
+                text.append(glyphs.end, STYLES[age] if age < Age.SETTLED else END_STYLE)
+        else:
+            for piece in tokens.pieces(ids[start:stop]):
+                youngest = min(ages[start + piece.start : start + piece.stop])
+                whole = piece.text.replace(REPLACEMENT, glyphs.partial)
+                text.append(shown_as(whole, encoding), STYLES[youngest])
+    return text
+
+
+def _runs(ids: Sequence[int], mask_id: int, end_ids: Collection[int]) -> Iterator[tuple[int, int]]:
+    """The stretches of masked, of ending and of ordinary positions, as (start, stop)."""
+
+    def kind(token: int) -> int:
+        return 0 if token == mask_id else 1 if token in end_ids else 2
+
+    start = 0
+    for position in range(1, len(ids) + 1):
+        if position == len(ids) or kind(ids[position]) != kind(ids[start]):
+            yield start, position
+            start = position
+
+
+def fold(text: Text, width: int) -> list[Text]:
+    """The lines of a text, broken where a terminal breaks them: at its edge, not between words.
+
+    So nothing jumps when a word appears among masks, or when the finished text takes the place of the view.
+    """
+    lines: list[Text] = []
+    for line in text.split("\n", allow_blank=True):
+        *parts, _ = itertools.accumulate(map(len, chop_cells(line.plain, width)), initial=0)
+        lines += line.divide(parts[1:])
+    return lines
+
+
+def window(lines: Sequence[Text], height: int) -> list[Text]:
+    """At most `height` of the lines: those around the first masked position, where the work is.
+
+    Where nothing is masked any more, the last ones.
+    """
+    if len(lines) <= height:
+        return list(lines)
+    busy = next((n for n, line in enumerate(lines) if _is_masked(line)), len(lines))
+    first = min(max(busy - height // 2, 0), len(lines) - height)
+    return list(lines[first : first + height])
+
+
+def _is_masked(line: Text) -> bool:
+    return any(span.style == MASK_STYLE for span in line.spans)
+
+
+def progress_text(
+    *, done: float, parts: Sequence[str], width: int, glyphs: Glyphs = UNICODE, bar_width: int = 24
+) -> Text:
+    """A bar and what is to be said beside it, on one line of at most `width` cells.
+
+    Args:
+        done: the share that is finished, 0 to 1.
+        parts: the most important first; as many are shown as fit.
+    """
+    bar_width = min(bar_width, max(width // 4, 4))
+    filled = round(bar_width * min(max(done, 0.0), 1.0))
+    text = Text(no_wrap=True, overflow="crop")
+    text.append(glyphs.bar_done * filled, "cyan")
+    text.append(glyphs.bar_left * (bar_width - filled), "bright_black")
+    gap = "  "
+    for part in parts:
+        if text.cell_len + len(gap) + len(part) > width:
+            break
+        text.append(gap + part, "dim")
+        gap = glyphs.separator
+    return text
