@@ -1,0 +1,136 @@
+"""What `dllm run` writes: texts for people, one JSON object a prompt for programs; to stdout or to a file."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from rich.console import Console
+from rich.text import Text
+
+from dllm_core.display.text import glyphs_for
+from dllm_core.errors import OptionError
+
+if TYPE_CHECKING:
+    from dllm_core.cli.generate import Result
+    from dllm_core.samplers.output import SampleStats
+
+NEXT_STEPS = """\
+Try:  dllm run "your prompt"
+      dllm run --infill "a text with a blank: [MASK:3]"
+      dllm run --help"""
+
+
+class Results:
+    """Writes results as they come.
+
+    Args:
+        file: where texts or JSON objects go.
+        as_json: one JSON object a line, with nothing else on `file`.
+    """
+
+    def __init__(self, file: IO[str], *, as_json: bool) -> None:
+        self._as_json = as_json
+        self._out = Console(file=file, soft_wrap=True, highlight=False, markup=False)
+        self._aside = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+        self._is_utf8 = self._out.encoding.lower().replace("-", "") == "utf8"
+        self._count = 0
+
+    def write(self, batch: Sequence[Result], *, about: Mapping[str, object], captions: bool) -> None:
+        """Write one batch.
+
+        Args:
+            about: model, sampler, seed and options, for the JSON objects.
+            captions: write each text below its prompt.
+        """
+        for result in batch:
+            if self._as_json:
+                self._write_line(json.dumps(_record(result, about), ensure_ascii=not self._is_utf8))
+            else:
+                self._write_text(result, captions)
+            self._count += 1
+        self._out.file.flush()
+        if not (self._as_json or captions) and self._aside.is_terminal:
+            self._say(_summary(batch[-1].stats, self._aside))
+
+    def suggest_next(self) -> None:
+        """Say what to try next, beside the results."""
+        if not self._as_json:
+            self._say(NEXT_STEPS)
+
+    def _write_text(self, result: Result, captions: bool) -> None:
+        if self._count:
+            self._write_line("")
+        if captions:
+            glyphs = glyphs_for(self._out.encoding)
+            self._out.print(Text(f"{glyphs.prompt} {result.request.caption}", "dim"))
+        self._write_line(result.text)
+
+    def _write_line(self, line: str) -> None:
+        """Exactly this line: no console may wrap or colour it."""
+        self._out.file.write(line + "\n")
+
+    def _say(self, text: str) -> None:
+        self._aside.print(Text("\n" + text, "dim"))
+
+
+def working(what: str) -> AbstractContextManager:
+    """A spinner on stderr while something takes time, nothing where stderr is not a terminal."""
+    console = Console(stderr=True)
+    if not console.is_terminal or console.is_dumb_terminal:
+        return nullcontext()
+    return console.status(Text(what, "dim"), spinner_style="cyan")
+
+
+@contextmanager
+def open_results(path: Path | None, *, as_json: bool) -> Iterator[Results]:
+    """Results that go to stdout, or into a file that appears under its name only once it is whole.
+
+    Raises:
+        OptionError: the file cannot be written.
+    """
+    if path is None:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # a text may hold what the terminal cannot show
+        yield Results(sys.stdout, as_json=as_json)
+        return
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        file = temporary.open("w", encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise OptionError(f"--output {path} cannot be written: {error.strerror}; give a file in a folder") from error
+    try:
+        with file:
+            yield Results(file, as_json=as_json)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _record(result: Result, about: Mapping[str, object]) -> dict[str, object]:
+    """The JSON object of one result: the line that asked for it, and what came of it."""
+    return {
+        **result.request.extra,
+        result.request.kind: result.request.content,
+        "text": result.text,
+        "prompt_tokens": result.prompt_tokens,
+        "completion_tokens": result.completion_tokens,
+        "stats": result.stats.as_dict() | {"batch_size": result.batch_size},
+        **about,
+    }
+
+
+def _summary(stats: SampleStats, console: Console) -> str:
+    parts = [
+        f"{stats.tokens} tokens",
+        f"{stats.forward_passes} forward passes",
+        f"{stats.seconds:.2f} s",
+        f"{stats.tokens_per_second:.0f} tokens/s",
+    ]
+    return glyphs_for(console.encoding).separator.join(parts)

@@ -1,0 +1,246 @@
+"""`dllm run`: generate text from a prompt, a file of prompts, or a text with blanks.
+
+Everything that can be checked without the model is checked before it is loaded, and what needs no torch before that.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dllm_core import registry
+from dllm_core.cli.prompts import BLANK, Request, read_requests
+from dllm_core.config import at_least, parse_assignments
+from dllm_core.errors import ModelLoadError, OptionError, PromptError, UnknownComponentError, did_you_mean
+from dllm_core.hookspecs import BundledCheckpoint
+
+if TYPE_CHECKING:
+    from dllm_core.cli.generate import Generation
+
+DEFAULT_SAMPLER = "mdlm"
+# Flags that are sampler options under the same name, and the smallest value of each.
+SAMPLER_FLAGS = {"max_new_tokens": 1, "steps": 1, "block_size": 1, "temperature": 0, "seed": None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunArguments:
+    """What the command line says; None: it does not say. Fields are named as the options of `command` are."""
+
+    prompt: str | None
+    prompts_file: Path | None
+    infill: bool
+    model: str | None
+    plugin: str | None
+    sampler: str | None
+    assignments: tuple[str, ...]
+    max_new_tokens: int | None
+    steps: int | None
+    block_size: int | None
+    temperature: float | None
+    seed: int | None
+    chat: bool | None
+    system: str | None
+    device: str
+    dtype: str
+    batch_size: int
+    as_json: bool
+    live: bool | None
+    output: Path | None
+
+    @property
+    def is_demo(self) -> bool:
+        return self.prompt is None and self.prompts_file is None and not self.infill
+
+
+EPILOG = """\b
+Examples:
+  dllm run                                         a bundled model at work
+  dllm run "reverse planet" --steps 8
+  dllm run --infill "12+[MASK:2]=57"               fill a blank of two tokens
+  dllm run --prompts-file prompts.jsonl --json > results.jsonl
+  git diff | dllm run - --model FOLDER --system "Summarise this change."
+"""
+
+
+@click.command("run", epilog=EPILOG, short_help="Generate text.")
+@click.argument("prompt", required=False)
+@click.option("--prompts-file", type=click.Path(path_type=Path), metavar="JSONL", help="One prompt a line, as JSON.")
+@click.option("--infill", is_flag=True, help="PROMPT is a text with blanks: [MASK], or [MASK:5] for five tokens.")
+@click.option("-m", "--model", help="Hub id, folder, or bundled checkpoint. Default: the first bundled one.")
+@click.option("--plugin", metavar="NAME", help="Use the checkpoint and the sampler that this plugin brings.")
+@click.option("--sampler", metavar="NAME", help=f"Default: {DEFAULT_SAMPLER}. 'dllm plugins' lists them.")
+@click.option("-o", "assignments", multiple=True, metavar="KEY=VALUE", help="A sampler option; may be repeated.")
+@click.option("--max-new-tokens", type=int, help="Length of the completion, in tokens.")
+@click.option("--steps", type=int, help="Denoising steps in all. Default: one token a step.")
+@click.option("--block-size", type=int, help="Finish the text block by block, each of so many tokens.")
+@click.option("--temperature", type=float, help="0 takes the most probable token.  [default: 0]")
+@click.option("--seed", type=int, help="Of the noise, where there is any.  [default: 0]")
+@click.option("--chat/--raw", default=None, help="Prompt through the chat template, or as it is. Default: chat if any.")
+@click.option("--system", metavar="TEXT", help="System message of the chat.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps ...")
+@click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16, float16.")
+@click.option("--batch-size", type=int, default=8, show_default=True, help="Prompts that are generated together.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a prompt: text, counts, options.")
+@click.option("--live/--no-live", default=None, help="Watch the text appear. Default: on a terminal.")
+@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Instead of stdout.")
+def command(**given: Any) -> None:
+    """Generate text from PROMPT ('-': from standard input) with a diffusion language model.
+
+    Without PROMPT a bundled model shows what it can do.
+    """
+    run(RunArguments(**given))  # unknown names fail here: the dataclass lists them all
+
+
+def run(arguments: RunArguments) -> None:
+    """Check everything that can be, load the model, generate, write.
+
+    Raises:
+        DllmError: whatever is wrong with the arguments, the prompts or the model.
+    """
+    options = sampler_options(arguments)
+    requests = read_requests(arguments.prompt, arguments.prompts_file, infill=arguments.infill)
+    check_chat(arguments, requests)
+    live = wants_live(arguments)
+    model, sampler = choose_model(arguments), choose_sampler(arguments)
+    if arguments.is_demo:
+        requests = demo_requests(model)
+
+    from dllm_core.cli.output import open_results
+
+    with open_results(arguments.output, as_json=arguments.as_json) as results:
+        generation = load_generation(arguments, model, sampler, options)
+        generation.prepare(requests, chat=arguments.chat, system=arguments.system)
+        captions = arguments.is_demo or (len(requests) > 1 and sys.stdout.isatty() and arguments.output is None)
+        for batch in generation.run(arguments.batch_size, live=live, slowly=arguments.is_demo):
+            results.write(batch, about=generation.about, captions=captions)
+        if arguments.is_demo:
+            results.suggest_next()
+
+
+def load_generation(arguments: RunArguments, model: str, sampler: str, options: dict[str, object]) -> Generation:
+    """Import torch and load the model, with a sign of life."""
+    from dllm_core.cli.output import working
+
+    is_local = Path(model).is_dir() or registry.find_bundled(model) is not None
+    # A download shows bars of its own, which a spinner would garble.
+    with working(f"Loading {model}") if is_local else nullcontext():
+        from dllm_core.cli.generate import Generation, quieten
+
+        quieten(bars=is_local or not sys.stderr.isatty())
+        return Generation.load(model, sampler, options, device=arguments.device, dtype=arguments.dtype)
+
+
+def sampler_options(arguments: RunArguments) -> dict[str, object]:
+    """The sampler options of the flags and of ``-o``, with the ranges of the flags checked.
+
+    Raises:
+        OptionError: out of range, or given both ways.
+    """
+    at_least("--batch-size", arguments.batch_size, 1)
+    options = parse_assignments(arguments.assignments)
+    for name, minimum in SAMPLER_FLAGS.items():
+        value, flag = getattr(arguments, name), "--" + name.replace("_", "-")
+        if value is None:
+            continue
+        if minimum is not None:
+            at_least(flag, value, minimum)
+        if name in options:
+            raise OptionError(f"{flag} and -o {name}=... are the same option; give one of them")
+        options[name] = value
+    return options
+
+
+def check_chat(arguments: RunArguments, requests: list[Request]) -> None:
+    """Raise where chat options meet what is no chat.
+
+    Raises:
+        OptionError: which options do not go together.
+    """
+    kinds = {request.kind for request in requests}
+    if arguments.system is not None and arguments.chat is False:
+        raise OptionError("--system is a chat message and --raw uses no chat template; leave out one of them")
+    if "infill" in kinds and (arguments.system is not None or arguments.chat):
+        raise OptionError("infilling takes the text as it is; leave out --chat and --system")
+    if "messages" in kinds and (arguments.system is not None or arguments.chat is False):
+        raise OptionError("a line with messages is a whole chat; leave out --raw, and give the system message there")
+
+
+def wants_live(arguments: RunArguments) -> bool:
+    """Whether to draw the live view: on stderr, by default where a person watches and the text is for people.
+
+    Raises:
+        OptionError: it is asked for where there is no terminal.
+    """
+    if arguments.live and not sys.stderr.isatty():
+        raise OptionError("--live draws on the terminal, but standard error is not one; leave it out")
+    if arguments.live is not None:
+        return arguments.live
+    return sys.stderr.isatty() and not arguments.as_json and (sys.stdout.isatty() or arguments.output is not None)
+
+
+def choose_model(arguments: RunArguments) -> str:
+    """The model that was named, else the first bundled checkpoint, of the named plugin where one is.
+
+    Raises:
+        ModelLoadError: none is named and none is bundled.
+        UnknownComponentError: no such plugin.
+    """
+    check_plugin(arguments.plugin)
+    if arguments.model is not None:
+        return arguments.model
+    for plugin, checkpoint in registry.bundled_checkpoints():
+        if arguments.plugin in (None, plugin):
+            return f"{plugin}/{checkpoint.name}" if _is_ambiguous(checkpoint) else checkpoint.name
+    owner = "no installed plugin ships" if arguments.plugin is None else f"plugin {arguments.plugin!r} does not ship"
+    hint = registry.missing_plugins_hint()
+    raise ModelLoadError(f"{owner} a checkpoint; name a model with --model (a folder or a hub id).{hint}")
+
+
+def _is_ambiguous(checkpoint: BundledCheckpoint) -> bool:
+    return [other.name for _, other in registry.bundled_checkpoints()].count(checkpoint.name) > 1
+
+
+def check_plugin(name: str | None) -> None:
+    """Raise UnknownComponentError unless a plugin of that name is installed and works."""
+    from dllm_core.plugins import plugin_host
+
+    records = {record.name: record for record in plugin_host().records}
+    if name is not None and name not in records:
+        raise UnknownComponentError(
+            f"no plugin {name!r} is installed.{did_you_mean(name, records)} Installed: {', '.join(records)}"
+        )
+    if name is not None and records[name].state != "ok":
+        reason = records[name].error or "DLLM_PLUGINS leaves it out"
+        raise UnknownComponentError(f"plugin {name!r} is {records[name].state}: {reason}; see dllm plugins show {name}")
+
+
+def choose_sampler(arguments: RunArguments) -> str:
+    """The full id of the sampler that was named, else of the named plugin's first, else of the default one.
+
+    Raises:
+        UnknownComponentError: no such sampler.
+    """
+    if arguments.sampler is not None:
+        return registry.find("sampler", arguments.sampler).full_id
+    own = [component.full_id for component in registry.components("sampler") if component.plugin == arguments.plugin]
+    return own[0] if own else registry.find("sampler", DEFAULT_SAMPLER).full_id
+
+
+def demo_requests(model: str) -> list[Request]:
+    """The demo prompts of a bundled checkpoint; those with a blank are texts to fill.
+
+    Raises:
+        PromptError: that model brings none.
+    """
+    for plugin, checkpoint in registry.bundled_checkpoints():
+        if model in (checkpoint.name, f"{plugin}/{checkpoint.name}") and checkpoint.demo_prompts:
+            return [
+                Request("infill" if BLANK.search(prompt) else "prompt", prompt, f"demo prompt {prompt!r}")
+                for prompt in checkpoint.demo_prompts
+            ]
+    raise PromptError(f"{model!r} brings no demo prompts; give a prompt: dllm run --model {model} 'your text'")
