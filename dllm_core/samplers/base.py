@@ -117,7 +117,7 @@ class Sampler:
         logits = self._logits(state, ids, slots)  # (R, M, V)
         proposal = propose(logits, self.denoiser.mask_token_id, self.options, self._draws(state, slots))
         if self.denoiser.logits_are_shifted:
-            proposal = without_borrowed_lead(proposal, slots)
+            proposal = without_borrowed_lead(proposal, slots, masked)
         commit = self.rule.select(proposal, masked, block.step_quota)  # (R, M)
         committed = spread(commit.long(), slots, commit, ids.shape[1]).bool()  # (R, W)
         ids = torch.where(committed, spread(proposal.tokens, slots, commit, ids.shape[1]), ids)

@@ -23,7 +23,7 @@ class Proposal:
 
     Args:
         tokens: (B, M) int64.
-        confidence: (B, M) float32, higher is surer.
+        confidence: (B, M) float32, higher is surer; -inf for tokens whose confidence is suppressed.
         priority: (B, M), what a quota ranks by: the confidence, or a draw from it.
     """
 
@@ -50,6 +50,8 @@ def propose(logits: torch.Tensor, mask_token_id: int, options: MaskedOptions, dr
     tokens = _choose(logits, mask_token_id, options.temperature, draws.token)
     _forbid(logits, options.suppress_confidence_tokens)
     confidence = _confidence(logits, tokens, options.confidence, draws.confidence)
+    for token in options.suppress_confidence_tokens:  # last by every kind of confidence, and whatever is drawn
+        confidence = confidence.masked_fill(tokens == token, -torch.inf)
     return Proposal(tokens, confidence, _priority(confidence, options.confidence_temperature, draws.priority))
 
 
@@ -58,16 +60,18 @@ def guided(conditional: torch.Tensor, unconditional: torch.Tensor, scale: float)
     return unconditional + (scale + 1) * (conditional - unconditional)
 
 
-def without_borrowed_lead(proposal: Proposal, slots: torch.Tensor) -> Proposal:
+def without_borrowed_lead(proposal: Proposal, slots: torch.Tensor, masked: torch.Tensor) -> Proposal:
     """Position 0 of a shifted model borrows position 1's scores, so the two tie; where they lead, 1 goes first.
 
     Everywhere else ties go to the left. The published code leaves the tie to torch.topk, which comes to the same.
 
     Args:
         slots: (B, M) int64, the open positions.
+        masked: (B, M) bool; False marks filler, which leads nobody.
     """
     priority = proposal.priority
-    leads = (slots == 0) & (priority == priority.amax(1, keepdim=True))
+    best = priority.masked_fill(~masked, -torch.inf).amax(1, keepdim=True)
+    leads = (slots == 0) & (priority == best)
     lowered = torch.nextafter(priority, torch.full_like(priority, -torch.inf))
     return replace(proposal, priority=torch.where(leads, lowered, priority))
 
