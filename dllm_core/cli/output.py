@@ -114,10 +114,10 @@ def open_results(path: Path | None, *, as_json: bool) -> Iterator[Results]:
 
 
 def _record(result: Result, about: Mapping[str, object]) -> dict[str, object]:
-    """The JSON object of one result: the line that asked for it, and what came of it."""
+    """The JSON object of one result: what was asked for, and what came of it."""
     return {
-        **result.request.extra,
         result.request.kind: result.request.content,
+        **({"extra": result.request.extra} if result.request.extra else {}),
         "text": result.text,
         "prompt_tokens": result.prompt_tokens,
         "completion_tokens": result.completion_tokens,

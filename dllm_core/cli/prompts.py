@@ -28,7 +28,7 @@ class Request:
         kind: ``prompt`` (text to continue or answer), ``messages`` (a chat), ``infill`` (a text with blanks).
         content: the text, or the chat messages.
         where: where it came from, for error messages: ``"the prompt"``, ``"prompts.jsonl, line 3"``.
-        extra: the other keys of its line, carried through to ``--json``.
+        extra: the other keys of its line, which ``--json`` hands back.
     """
 
     kind: Kind

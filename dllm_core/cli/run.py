@@ -5,6 +5,7 @@ Everything that can be checked without the model is checked before it is loaded,
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -104,7 +105,7 @@ def run(arguments: RunArguments) -> None:
     """
     options = sampler_options(arguments)
     requests = read_requests(arguments.prompt, arguments.prompts_file, infill=arguments.infill)
-    check_chat(arguments, requests)
+    check_kinds(arguments, {request.kind for request in requests})
     live = wants_live(arguments)
     model, sampler = choose_model(arguments), choose_sampler(arguments)
     if arguments.is_demo:
@@ -155,13 +156,14 @@ def sampler_options(arguments: RunArguments) -> dict[str, object]:
     return options
 
 
-def check_chat(arguments: RunArguments, requests: list[Request]) -> None:
-    """Raise where chat options meet what is no chat.
+def check_kinds(arguments: RunArguments, kinds: set[str]) -> None:
+    """Raise where an option would have no effect on what is asked for.
 
     Raises:
         OptionError: which options do not go together.
     """
-    kinds = {request.kind for request in requests}
+    if kinds == {"infill"} and arguments.max_new_tokens is not None:
+        raise OptionError("infilling fills the blanks and nothing else; leave out --max-new-tokens, write [MASK:5]")
     if arguments.system is not None and arguments.chat is False:
         raise OptionError("--system is a chat message and --raw uses no chat template; leave out one of them")
     if "infill" in kinds and (arguments.system is not None or arguments.chat):
@@ -176,11 +178,12 @@ def wants_live(arguments: RunArguments) -> bool:
     Raises:
         OptionError: it is asked for where there is no terminal.
     """
-    if arguments.live and not sys.stderr.isatty():
-        raise OptionError("--live draws on the terminal, but standard error is not one; leave it out")
+    can_draw = sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+    if arguments.live and not can_draw:
+        raise OptionError("--live draws on the terminal, but standard error is none that can be drawn on; leave it out")
     if arguments.live is not None:
         return arguments.live
-    return sys.stderr.isatty() and not arguments.as_json and (sys.stdout.isatty() or arguments.output is not None)
+    return can_draw and not arguments.as_json and (sys.stdout.isatty() or arguments.output is not None)
 
 
 def choose_model(arguments: RunArguments) -> str:

@@ -66,14 +66,14 @@ class LiveView:
         rows: what to show of each row of the canvas.
         canvas: (B, L) int64, as it is before the first step.
         tokens: gives the text of tokens.
-        mask_id, end_ids: the ids that are shown as marks.
+        mask_id, special_ids: the ids that are shown as marks.
         steps: how many steps there will be, where that is known.
         blocks: how many blocks there are, where that is known.
         seconds_per_step: draw every step and take at least this long for it: for demonstrations.
 
     Example::
 
-        with LiveView(console, rows, canvas, TokenText(tokenizer.decode), mask_id=mask, end_ids=ends) as view:
+        with LiveView(console, rows, canvas, TokenText(tokenizer.decode), mask_id=mask, special_ids=ends) as view:
             while not state.finished:
                 view.show(sampler.step(state))
     """
@@ -86,7 +86,7 @@ class LiveView:
         tokens: TokenText,
         *,
         mask_id: int,
-        end_ids: Collection[int],
+        special_ids: Collection[int],
         steps: int | None = None,
         blocks: int | None = None,
         seconds_per_step: float = 0.0,
@@ -98,7 +98,7 @@ class LiveView:
         self._ages = [[int(Age.SETTLED if token == mask_id else Age.GIVEN) for token in row] for row in self._ids]
         self._fresh = canvas != canvas  # (B, L) bool, committed since the last frame: nothing yet
         self._tokens = tokens
-        self._mask_id, self._end_ids = mask_id, frozenset(end_ids)
+        self._mask_id, self._special_ids = mask_id, frozenset(special_ids)
         self._masked_at_first = max(self._masked_now(), 1)
         self._steps, self._blocks = steps, blocks
         self._seconds_per_step = seconds_per_step
@@ -182,7 +182,7 @@ class LiveView:
             self._ages[number][row.start : row.stop],
             self._tokens,
             mask_id=self._mask_id,
-            end_ids=self._end_ids,
+            special_ids=self._special_ids,
             glyphs=glyphs,
             encoding=console.encoding,
         )
@@ -222,15 +222,16 @@ def view_of_run(
         seconds: slow the run down to about this long, so that it can be watched.
     """
     denoiser, canvas = sampler.denoiser, state.canvas
+    tokenizer = denoiser.tokenizer
     spans = zip(captions, canvas.prompt_lengths, canvas.lengths, strict=True)
     steps = steps_ahead(sampler, state)
     return LiveView(
         console,
         [Row(caption, start, stop) for caption, start, stop in spans],
         state.input_ids,
-        TokenText(lambda ids: denoiser.tokenizer.decode(ids, clean_up_tokenization_spaces=False)),
+        TokenText(lambda ids: tokenizer.decode(ids, clean_up_tokenization_spaces=False)),
         mask_id=denoiser.mask_token_id,
-        end_ids=denoiser.end_token_ids,
+        special_ids={*denoiser.end_token_ids, *tokenizer.all_special_ids} - {denoiser.mask_token_id},
         steps=steps,
         blocks=max(canvas.blocks(row) for row in range(len(canvas.rows))),
         seconds_per_step=seconds / (steps or len(canvas.rows[0])),

@@ -32,7 +32,7 @@ STYLES: dict[int, str] = {
     Age.GIVEN: "dim",
 }
 MASK_STYLE = "bright_black"
-END_STYLE = "dim"
+SPECIAL_STYLE = "dim"
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ class Glyphs:
     Args:
         mask: a position that is still masked.
         partial: a part of a character, whose other bytes are still masked.
-        end: an end of sequence or of turn.
+        special: an end of sequence, an end of turn, or another token that the finished text leaves out.
     """
 
     mask: str
     partial: str
-    end: str
+    special: str
     prompt: str
     separator: str
     ellipsis: str
@@ -55,8 +55,12 @@ class Glyphs:
     bar_left: str
 
 
-UNICODE = Glyphs(mask="░", partial="▒", end="·", prompt="❯", separator=" · ", ellipsis="…", bar_done="━", bar_left="─")
-ASCII = Glyphs(mask="_", partial="?", end=".", prompt=">", separator=" | ", ellipsis="...", bar_done="=", bar_left="-")
+UNICODE = Glyphs(
+    mask="░", partial="▒", special="·", prompt="❯", separator=" · ", ellipsis="…", bar_done="━", bar_left="─"
+)
+ASCII = Glyphs(
+    mask="_", partial="?", special=".", prompt=">", separator=" | ", ellipsis="...", bar_done="=", bar_left="-"
+)
 
 
 def glyphs_for(encoding: str) -> Glyphs:
@@ -147,7 +151,7 @@ def canvas_text(
     tokens: TokenText,
     *,
     mask_id: int,
-    end_ids: Collection[int],
+    special_ids: Collection[int],
     glyphs: Glyphs = UNICODE,
     encoding: str = "utf-8",
 ) -> Text:
@@ -158,15 +162,15 @@ def canvas_text(
         ages: of the same length, when each was committed; what stands at a masked position does not matter.
         tokens: gives the text of the tokens.
         mask_id: shown as a dim block.
-        end_ids: end-of-sequence and end-of-turn ids, shown as a dim dot.
+        special_ids: those that the finished text leaves out, above all the end of sequence; shown as a dim dot.
     """
     text = Text()
-    for start, stop in _runs(ids, mask_id, end_ids):
+    for start, stop in _runs(ids, mask_id, special_ids):
         if ids[start] == mask_id:
             text.append(glyphs.mask * (stop - start), MASK_STYLE)
-        elif ids[start] in end_ids:
+        elif ids[start] in special_ids:
             for age in ages[start:stop]:
-                text.append(glyphs.end, STYLES[age] if age < Age.SETTLED else END_STYLE)
+                text.append(glyphs.special, STYLES[age] if age < Age.SETTLED else SPECIAL_STYLE)
         else:
             for piece in tokens.pieces(ids[start:stop]):
                 youngest = min(ages[start + piece.start : start + piece.stop])
@@ -175,11 +179,11 @@ def canvas_text(
     return text
 
 
-def _runs(ids: Sequence[int], mask_id: int, end_ids: Collection[int]) -> Iterator[tuple[int, int]]:
-    """The stretches of masked, of ending and of ordinary positions, as (start, stop)."""
+def _runs(ids: Sequence[int], mask_id: int, special_ids: Collection[int]) -> Iterator[tuple[int, int]]:
+    """The stretches of masked, of special and of ordinary positions, as (start, stop)."""
 
     def kind(token: int) -> int:
-        return 0 if token == mask_id else 1 if token in end_ids else 2
+        return 0 if token == mask_id else 1 if token in special_ids else 2
 
     start = 0
     for position in range(1, len(ids) + 1):

@@ -55,7 +55,7 @@ def encode(text: str) -> list[int]:
 def shown(ids: list[int], ages: list[int] | None = None, **options: object):
     tokens = TokenText(decode_bytes)
     ages = ages or [Age.SETTLED] * len(ids)
-    return canvas_text(ids, ages, tokens, mask_id=MASK, end_ids={END}, **options)
+    return canvas_text(ids, ages, tokens, mask_id=MASK, special_ids={END}, **options)
 
 
 def style_of(text, part: str) -> set[str]:
@@ -217,7 +217,7 @@ def step(index: int, ids: list[list[int]], committed: list[list[bool]], block: i
 def view_of(terminal: Terminal, ids: list[list[int]], rows: list[Row] | None = None, **options: object) -> LiveView:
     rows = rows or [Row("Say something", 0, len(row)) for row in ids]
     tokens = TokenText(decode_bytes)
-    return LiveView(terminal.console, rows, torch.tensor(ids), tokens, mask_id=MASK, end_ids=[END], **options)
+    return LiveView(terminal.console, rows, torch.tensor(ids), tokens, mask_id=MASK, special_ids=[END], **options)
 
 
 def test_a_frame_shows_prompt_canvas_and_progress():

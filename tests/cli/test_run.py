@@ -9,6 +9,7 @@ import pty
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,8 @@ import torch
 import dllm_core as dllm
 from dllm_core.cli import main
 from dllm_core.cli.prompts import expand_blanks, parse_line
-from dllm_core.errors import DataError, PromptError
+from dllm_core.cli.run import wants_live
+from dllm_core.errors import DataError, OptionError, PromptError
 
 CONTEXT = 192
 MASK = "<|mdm_mask|>"
@@ -161,7 +163,7 @@ def test_a_prompts_file_keeps_order_and_extra_keys(run, tmp_path):
         chat,
         "two words",
     ]
-    assert records[0]["id"] == 7
+    assert records[0]["extra"] == {"id": 7}
 
 
 @pytest.mark.parametrize("size", ["1", "2", "8"])
@@ -287,6 +289,7 @@ def said(result: tuple[int, str, str], code: int) -> str:
         (["--infill", "a [MASK:0]"], ["[MASK:0]", "[MASK:1]"]),
         (["--infill"], ["--infill", "blanks"]),
         (["--infill", "a[MASK]", "--chat"], ["--chat"]),
+        (["--infill", "a[MASK]", "--max-new-tokens", "3"], ["--max-new-tokens", "[MASK:5]"]),
         (["hi", "--system", "s", "--raw"], ["--system", "--raw"]),
         (["hi", "--live"], ["--live", "terminal"]),
         (["hi", "--prompts-file", "x.jsonl"], ["PROMPT", "--prompts-file"]),
@@ -394,6 +397,32 @@ assert not {{"torch", "transformers", "numpy", "rich.live"}} & set(sys.modules)
 
 
 # ---- on a terminal
+
+
+@pytest.mark.parametrize(
+    ("stdout", "stderr", "term", "given", "wanted"),
+    [
+        (True, True, "xterm", {}, True),
+        (False, True, "xterm", {}, False),  # piped into a file or a program
+        (True, False, "xterm", {}, False),
+        (True, True, "dumb", {}, False),
+        (True, True, "xterm", {"live": False}, False),
+        (True, True, "xterm", {"as_json": True}, False),
+        (False, True, "xterm", {"output": Path("out")}, True),
+        (False, True, "xterm", {"live": True, "as_json": True}, True),
+        (True, True, "dumb", {"live": True}, OptionError),
+    ],
+)
+def test_the_live_view_is_for_people_who_watch(monkeypatch, stdout, stderr, term, given, wanted):
+    arguments = SimpleNamespace(**({"live": None, "as_json": False, "output": None} | given))
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(isatty=lambda: stdout))
+    monkeypatch.setattr(sys, "stderr", SimpleNamespace(isatty=lambda: stderr))
+    monkeypatch.setenv("TERM", term)
+    if wanted is OptionError:
+        with pytest.raises(OptionError, match="--live"):
+            wants_live(arguments)
+    else:
+        assert wants_live(arguments) is wanted
 
 
 def test_on_a_terminal_the_canvas_is_drawn_and_the_text_remains(checkpoint, run):
