@@ -54,6 +54,11 @@ class Canvas:
         start, stop = self.span(row, block)
         return self.rows[row][start:stop].count(self.mask_token_id)
 
+    def has_masks_from(self, row: int, block: int) -> bool:
+        """Whether that block of a row, or one after it, holds masks before the first step."""
+        start, _ = self.span(row, block)
+        return self.mask_token_id in self.rows[row][start:]
+
     def tensor(self, pad_token_id: int, device: torch.device) -> torch.Tensor:
         """The rows side by side, padded on the right. -> (B, L) int64"""
         width = max(self.lengths)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,7 +20,8 @@ class MaskedOptions:
     Args:
         max_new_tokens: length of the completion canvas, in tokens.
         max_length: prompt and completion together, in tokens; takes the place of ``max_new_tokens``.
-        steps: denoising steps in all; each block gets ceil(steps / blocks). None: one token a step.
+        steps: denoising steps in all; each block gets ceil(steps / blocks). None: as many as there are positions, which
+            is one token a step with the linear schedule.
         steps_per_block: takes the place of ``steps``.
         block_size: the canvas is finished block by block, from left to right. None: one block.
         schedule: ``linear``, ``cosine`` or any registered schedule; decides how many tokens each step commits.
@@ -75,6 +77,8 @@ class MaskedOptions:
                 at_least(name, value, 1)
         for name in ("temperature", "confidence_temperature", "guidance_scale"):
             at_least(name, getattr(self, name), 0)
+            if not math.isfinite(getattr(self, name)):
+                raise OptionError(f"{name} must be a finite number, got {getattr(self, name)}")
         if self.top_p is not None:
             within("top_p", self.top_p, 0.0, 1.0)
         one_of("confidence", self.confidence, CONFIDENCES)

@@ -61,7 +61,7 @@ def check_against_model(options: MaskedOptions, cache: CachePolicy, denoiser: De
     """Raise where the options ask for what this model cannot do.
 
     Raises:
-        OptionError: a cache policy for a family without a cache, or token ids outside the vocabulary.
+        OptionError: a cache policy for a family without a cache, token ids outside the vocabulary, or no token left.
     """
     if cache.needs_kv_cache and not denoiser.adapter.supports_kv_cache:
         raise OptionError(f"{type(denoiser.adapter).__name__} declares no KV cache; use cache='none'")
@@ -69,6 +69,8 @@ def check_against_model(options: MaskedOptions, cache: CachePolicy, denoiser: De
         for token in getattr(options, name):
             if not isinstance(token, int) or not 0 <= token < denoiser.vocab_size:
                 raise OptionError(f"{name} holds {token!r}; token ids run from 0 to {denoiser.vocab_size - 1}")
+    if len({*options.suppress_tokens, denoiser.mask_token_id}) == denoiser.vocab_size:
+        raise OptionError("suppress_tokens leaves no token to choose; leave some out")
 
 
 def _names(options_class: type) -> set[str]:

@@ -70,14 +70,14 @@ def open_block(state: SamplerState, options: MaskedOptions, follows_quota: bool)
 
 
 def end_rows(state: SamplerState, ended: Sequence[bool], denoiser: Denoiser) -> None:
-    """Drop rows that hold an end of sequence or have no block left; fill what the former leave open."""
+    """Drop rows that hold an end of sequence or have no mask left; fill what the former leave open."""
     keep = []
     for row, is_ended in zip(state.active, ended, strict=True):
         if is_ended:
             _, stop = state.canvas.span(row, state.block.number)
             filler = denoiser.pad_token_id if denoiser.eos_token_id is None else denoiser.eos_token_id
             state.input_ids[row, stop : state.canvas.lengths[row]] = filler
-        elif state.canvas.blocks(row) > state.next_block:
+        elif state.canvas.has_masks_from(row, state.next_block):
             keep.append(row)
     state.active = keep
     state.done = torch.ones_like(state.done)
@@ -136,8 +136,10 @@ def _counts(state: SamplerState, options: MaskedOptions, row: int, number: int, 
     if not options.stochastic_quota:
         return quota_counts(masks, steps, options.quota, options.schedule)
 
+    key = state.keys[row].cpu()
+
     def draw(step: int, left: int, probability: float) -> int:
-        noise = uniform(state.keys[row].cpu(), QUOTA, number, step, torch.arange(left))
+        noise = uniform(key, QUOTA, number, step, torch.arange(left))
         return int((noise < probability).sum())
 
     return schedule_quota(masks, steps, options.schedule, draw)
@@ -151,8 +153,8 @@ def steps_per_block(options: MaskedOptions, canvas: Canvas, row: int) -> int:
     """
     if options.steps_per_block is not None:
         return options.steps_per_block
-    if options.steps is None:
-        return canvas.block_size
+    if options.steps is None:  # a position a step, in blocks no longer than the row itself
+        return min(canvas.block_size, canvas.lengths[row] - canvas.origins[row])
     if canvas.completes:
         return -(-options.steps // canvas.blocks(row))
     return -(-options.steps // -(-max(canvas.lengths) // canvas.block_size))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 
 import torch
+from jinja2 import TemplateError
 
 from dllm_core.errors import PromptError
 from dllm_core.models import Denoiser
@@ -13,20 +15,25 @@ Message = Mapping[str, str]
 Prompt = str | Sequence[int] | Sequence[Message] | torch.Tensor
 Prompts = Prompt | Sequence[Prompt]
 
+_FORMS = "a prompt is text, a list of chat messages ({'role': .., 'content': ..}), or a list of token ids"
+
 
 def as_list(prompts: Prompts) -> list[Prompt]:
-    """One prompt or several -> a list of prompts.
+    """One prompt or several -> a list of prompts; tensors and arrays as lists.
 
     Text, a 1-D tensor, a list of ids and a list of messages are one prompt.
+
+    Raises:
+        PromptError: neither, or no prompt at all.
     """
-    if isinstance(prompts, torch.Tensor):
-        return [prompts] if prompts.dim() == 1 else list(prompts)
+    prompts = _plain(prompts)
     if isinstance(prompts, str):
         return [prompts]
-    prompts = list(prompts)
+    if not isinstance(prompts, Sequence):
+        raise PromptError(f"{_FORMS}, or a list of those; got {prompts!r}")
     if not prompts:
         raise PromptError("no prompts were given; give at least one")
-    return [prompts] if isinstance(prompts[0], (int, Mapping)) else prompts
+    return [prompts] if isinstance(prompts[0], (Integral, Mapping)) else [_plain(prompt) for prompt in prompts]
 
 
 def encode(denoiser: Denoiser, prompts: Prompts) -> list[list[int]]:
@@ -72,26 +79,36 @@ def check_lengths(denoiser: Denoiser, lengths: Sequence[int], prompt_lengths: Se
     for number, (length, prompt) in enumerate(zip(lengths, prompt_lengths, strict=True)):
         if length <= prompt:
             raise PromptError(f"prompt {number} has {prompt} tokens, nothing is left to generate; raise max_length")
-        if context is not None and length > context:
-            raise PromptError(
-                f"prompt {number} has {prompt} tokens and {length - prompt} more are asked for, the model's context is "
-                f"{context}; shorten the prompt or lower max_new_tokens"
-            )
+        if context is None or length <= context:
+            continue
+        if prompt == 0:
+            raise PromptError(f"canvas {number} has {length} tokens, the model's context is {context}; shorten it")
+        raise PromptError(
+            f"prompt {number} has {prompt} tokens and {length - prompt} more are asked for, the model's context is "
+            f"{context}; shorten the prompt or lower max_new_tokens (or max_length)"
+        )
+
+
+def _plain(value: object) -> object:
+    """Tensors and arrays as nested lists, anything else as it is."""
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _encode_one(denoiser: Denoiser, prompt: Prompt) -> list[int]:
     if isinstance(prompt, str):
         ids = _encode_text(denoiser, prompt)
-    elif len(prompt) and isinstance(prompt[0], Mapping):
+    elif not isinstance(prompt, Sequence):
+        raise PromptError(f"{_FORMS}; got {prompt!r}")
+    elif prompt and isinstance(prompt[0], Mapping):
         ids = _encode_chat(denoiser, prompt)
     else:
-        ids = prompt.tolist() if isinstance(prompt, torch.Tensor) else list(prompt)
+        ids = prompt
     if not ids:
         raise PromptError("the prompt is empty; give text or, to generate freely, the beginning-of-sequence token")
     for token in ids:
-        if not isinstance(token, int) or not 0 <= token < denoiser.vocab_size:
+        if not isinstance(token, Integral) or not 0 <= token < denoiser.vocab_size:
             raise PromptError(f"{token!r} is not a token id; ids run from 0 to {denoiser.vocab_size - 1}")
-    return ids
+    return [int(token) for token in ids]
 
 
 def _encode_text(denoiser: Denoiser, text: str) -> list[int]:
@@ -107,10 +124,13 @@ def _encode_chat(denoiser: Denoiser, messages: Sequence[Message]) -> list[int]:
     if tokenizer is None or tokenizer.chat_template is None:
         raise PromptError("this model has no chat template; give the prompt as text (dllm run --raw)")
     for message in messages:
-        if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
-            raise PromptError(f"a chat message has a 'role' and a 'content', got {message!r}")
+        if not isinstance(message, Mapping) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
+            raise PromptError(f"a chat message has a 'role' and a 'content', both text; got {message!r}")
     if not any(message["content"].strip() for message in messages):
         raise PromptError("the prompt is empty; give some text")
-    text = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+    try:
+        text = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+    except TemplateError as error:
+        raise PromptError(f"the model's chat template refuses these messages ({error}); change their roles") from error
     # The template writes the special tokens itself.
     return tokenizer(text, add_special_tokens=False)["input_ids"]
