@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from dllm_llada import LLaDAConfig, LLaDAModel, LLaDAModelLM
@@ -302,6 +304,16 @@ def test_each_dropout_acts_in_training_and_only_there(tiny, ids, name, implement
     assert not torch.allclose(first, second, atol=1e-3)
 
 
+def test_residual_dropout_acts_on_attention_and_mlp(tiny, ids):
+    model, inputs = tiny(residual_dropout=0.5), []
+    block = model.model.blocks[0]
+    block.attn_out.register_forward_hook(lambda *_: inputs.append("attention"))
+    block.ff_out.register_forward_hook(lambda *_: inputs.append("mlp"))
+    block.dropout.register_forward_hook(lambda *_: inputs.append("dropout"))
+    model(ids)
+    assert inputs == ["attention", "dropout", "mlp", "dropout"]
+
+
 def gradients(model: LLaDAModelLM, ids: torch.Tensor) -> list[torch.Tensor]:
     model.zero_grad()
     model(ids, attention_mask=torch.ones_like(ids)).logits.square().mean().backward()
@@ -317,8 +329,10 @@ def test_gradient_checkpointing_recomputes_blocks_and_gives_the_same_gradients(t
     want = gradients(model, ids)
     assert len(runs) == 2
     model.activation_checkpointing_enable({"use_reentrant": reentrant})
+    assert model(ids).past_key_values is None  # a recomputed block would write into the cache twice
+    runs.clear()
     got = gradients(model, ids)
-    assert len(runs) == 2 + 4  # forward and recomputation, for each of the two layers
+    assert len(runs) == 4  # forward and recomputation, for each of the two layers
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a, b, **CLOSE)
 
@@ -422,6 +436,19 @@ def test_hidden_states_are_the_inputs_of_all_blocks_and_the_normed_end(tiny, ids
         assert torch.equal(out.hidden_states[0], model.get_input_embeddings()(ids))
         assert torch.equal(model.get_output_embeddings()(out.hidden_states[-1]), out.logits)
     assert model(ids).hidden_states is None
+
+
+@torch.no_grad()
+def test_states_nobody_asked_for_are_let_go(tiny, ids):
+    model, alive = tiny(n_layers=3), []
+    outputs = []
+    for block in model.model.blocks:
+        block.register_forward_hook(lambda _, __, output: outputs.append(weakref.ref(output)))
+    model.model.transformer["ln_f"].register_forward_pre_hook(
+        lambda *_: alive.append([output() is not None for output in outputs])
+    )
+    model(ids)
+    assert alive == [[False, False, True]]
 
 
 @torch.no_grad()
