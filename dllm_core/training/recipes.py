@@ -1,0 +1,243 @@
+"""Recipes: YAML files that say how a model is trained. Plugins ship them in a folder ``recipes`` of their package.
+
+Five sections, each checked before anything heavy is loaded; an unknown key is an error. For example::
+
+    summary: one line for listings
+    model: {adapter: acme, config: {d_model: 128}}                # or {checkpoint: NAME}
+    tokenizer: {builder: "dllm_acme.tokenizer:build_tokenizer"}   # or {path: FOLDER}
+    data: {generator: "dllm_acme.data:examples", eval_count: 256}
+    objective: {name: mdlm, weighting: uniform}
+    training: {max_steps: 1000, learning_rate: 0.003}             # transformers.TrainingArguments, and ours
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import yaml
+
+from dllm_core.config import at_least, from_mapping, parse_assignments
+from dllm_core.errors import (
+    AmbiguousComponentError,
+    ComponentLoadError,
+    OptionError,
+    UnknownComponentError,
+    did_you_mean,
+)
+from dllm_core.plugins import plugin_host
+from dllm_core.registry import resource_path
+
+SectionT = TypeVar("SectionT")
+SUFFIX = ".yaml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSection:
+    """Where the weights come from.
+
+    Args:
+        checkpoint: what `dllm.load` takes; or
+        adapter, config: the family and the fields of its configuration, for fresh random weights.
+        dtype: type of the weights while training: ``float32``, ``bfloat16`` (``bf16: true`` of the training section,
+            which computes in bfloat16 and keeps float32 weights, is usually better).
+        attn_implementation: as in `dllm.load`.
+    """
+
+    checkpoint: str | None = None
+    adapter: str | None = None
+    config: dict[str, object] = field(default_factory=dict)
+    dtype: str = "float32"
+    attn_implementation: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.checkpoint is None) == (self.adapter is None):
+            raise OptionError("section model needs either checkpoint, or adapter with config for fresh weights")
+        if self.checkpoint is not None and self.config:
+            raise OptionError("section model: config is for fresh weights, a checkpoint brings its own")
+        _check_mapping("model.config", self.config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerSection:
+    """Which tokenizer is used, and saved with the model; neither: the checkpoint's own.
+
+    Args:
+        builder: import string of a function without arguments that returns one.
+        path: folder or hub id.
+    """
+
+    builder: str | None = None
+    path: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.builder is not None and self.path is not None:
+            raise OptionError("section tokenizer takes builder or path, not both")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSection:
+    """What is learned, as examples with ``input_ids`` and perhaps ``labels`` (-100 = context).
+
+    Args:
+        generator: import string of a function, called with the keywords ``split``, ``seed``, ``count`` and those in
+            ``options``; it yields the examples in the order in which they are used.
+        options: further keywords for the generator.
+        train_split, eval_split: what the generator calls its splits.
+        train_count: examples generated; None: as many as ``training.max_steps`` uses.
+        eval_count: examples generated, or read from the start of ``eval_file``, for evaluation; 0: none.
+        train_file, eval_file: JSON-lines files instead of a generator, each line with ``input_ids`` (and perhaps
+            ``labels``) or with ``text``.
+        seed: of the generator.
+        learn_padding, pad_to_multiple_of: see `DiffusionCollator`.
+    """
+
+    generator: str | None = None
+    options: dict[str, object] = field(default_factory=dict)
+    train_split: str = "train"
+    eval_split: str = "held_out"
+    train_count: int | None = None
+    eval_count: int = 0
+    train_file: str | None = None
+    eval_file: str | None = None
+    seed: int = 0
+    learn_padding: bool = False
+    pad_to_multiple_of: int = 1
+
+    def __post_init__(self) -> None:
+        if (self.generator is None) == (self.train_file is None):
+            raise OptionError("section data needs either generator or train_file")
+        if self.generator is None and (self.options or self.train_count is not None):
+            raise OptionError("section data: options and train_count belong to a generator")
+        if self.generator is not None and self.eval_file is not None:
+            raise OptionError("section data: a generator makes the examples for evaluation too; leave out eval_file")
+        if self.generator is None and bool(self.eval_count) != bool(self.eval_file):
+            raise OptionError("section data: eval_file and eval_count (lines to read) go together")
+        _check_mapping("data.options", self.options)
+        at_least("data.eval_count", self.eval_count, 0)
+        at_least("data.pad_to_multiple_of", self.pad_to_multiple_of, 1)
+        if self.train_count is not None:
+            at_least("data.train_count", self.train_count, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A whole recipe, checked as far as it can be without importing torch.
+
+    Args:
+        summary: one line for listings.
+        objective: ``name`` and the options of that objective.
+        training: fields of `DiffusionArguments`, without ``output_dir``, which the command gives.
+    """
+
+    summary: str = ""
+    model: ModelSection
+    tokenizer: TokenizerSection = field(default_factory=TokenizerSection)
+    data: DataSection
+    objective: dict[str, object] = field(default_factory=lambda: {"name": "mdlm"})
+    training: dict[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_mapping("objective", self.objective)
+        _check_mapping("training", self.training)
+        if "name" not in self.objective:
+            raise OptionError("section objective needs a name, for example name: mdlm")
+        if "output_dir" in self.training:
+            raise OptionError("section training: leave out output_dir; the command names the folder (--output)")
+
+    def as_yaml(self) -> str:
+        """The recipe with everything that was left to defaults in sections model, tokenizer and data written out."""
+        return yaml.safe_dump(dataclasses.asdict(self), sort_keys=False, allow_unicode=True)
+
+
+_SECTIONS = {"model": ModelSection, "tokenizer": TokenizerSection, "data": DataSection}
+
+
+def find_recipes() -> dict[str, Path]:
+    """Every recipe that an installed plugin ships: full id ``plugin/name`` -> file."""
+    found: dict[str, Path] = {}
+    for record in plugin_host().records:
+        if record.state != "ok":
+            continue
+        try:
+            folder = resource_path(f"{record.target.partition('.')[0]}:recipes")
+        except ComponentLoadError:
+            continue  # the plugin ships none
+        found |= {f"{record.name}/{file.stem}": file for file in sorted(folder.glob(f"*{SUFFIX}"))}
+    return found
+
+
+def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe by name (``name`` or ``plugin/name``) or from a ``.yaml`` file, with some values replaced.
+
+    Args:
+        overrides: ``section.key=value``, for example ``training.max_steps=100``; values are read as YAML.
+
+    Raises:
+        UnknownComponentError, AmbiguousComponentError: no recipe of that name, or several.
+        OptionError: no such file, not YAML, an unknown section or key, or a value that is not allowed.
+    """
+    file = _locate(str(name_or_path))
+    mapping = _read(file)
+    for override in overrides:
+        _replace(mapping, override)
+    return parse_recipe(mapping, what=f"recipe {file.stem!r}")
+
+
+def parse_recipe(mapping: Mapping[str, object], *, what: str = "recipe") -> Recipe:
+    """A recipe from nested mappings, as YAML gives them.
+
+    Raises:
+        OptionError: an unknown section or key, or a value that is not allowed.
+    """
+    values = dict(mapping)
+    for name, section in _SECTIONS.items():
+        if name in values:
+            _check_mapping(name, values[name])
+            values[name] = from_mapping(section, values[name], what=f"{what}, section {name}")
+    return from_mapping(Recipe, values, what=what)
+
+
+def _locate(name: str) -> Path:
+    if name.endswith((SUFFIX, ".yml")):
+        file = Path(name)
+        if not file.is_file():
+            raise OptionError(f"no recipe file {name!r}; give an existing file, or the name of an installed recipe")
+        return file
+    recipes = find_recipes()
+    matches = [full_id for full_id in recipes if name in (full_id, full_id.partition("/")[2])]
+    if len(matches) > 1:
+        raise AmbiguousComponentError(f"recipe {name!r} is shipped by several plugins; write {' or '.join(matches)}")
+    if not matches:
+        shipped = ", ".join(recipes) or "none"
+        near = did_you_mean(name, [*(full_id.partition("/")[2] for full_id in recipes), *recipes])
+        raise UnknownComponentError(f"unknown recipe {name!r}.{near} Installed: {shipped}; or give a .yaml file")
+    return recipes[matches[0]]
+
+
+def _read(file: Path) -> dict[str, object]:
+    try:
+        mapping = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise OptionError(f"recipe {str(file)!r} is not valid YAML: {' '.join(str(error).split())}") from error
+    _check_mapping(f"recipe {str(file)!r}", mapping)
+    return mapping
+
+
+def _replace(mapping: dict[str, object], override: str) -> None:
+    path, equals, text = override.partition("=")
+    *sections, key = path.strip().split(".")
+    if not equals or not sections:
+        raise OptionError(f"override {override!r} must have the form section.key=value, e.g. training.max_steps=100")
+    for section in sections:
+        mapping = mapping.setdefault(section, {})
+        _check_mapping(section, mapping)
+    mapping.update(parse_assignments([f"{key}={text}"]))
+
+
+def _check_mapping(name: str, value: object) -> None:
+    if not isinstance(value, dict):
+        raise OptionError(f"{name} must be a mapping of names to values, got {value!r}")
