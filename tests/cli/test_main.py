@@ -30,6 +30,9 @@ def command(ctx, how):
     if how == "usage": raise click.UsageError("no such file")
     if how == "talk":
         for _ in range(100_000): click.echo("much text")
+    if how == "whisper":
+        sys.stdin.read()
+        print("little text, still in the buffer when this command is done")
     if how == "wait":
         print("waiting", flush=True)
         time.sleep(30)
@@ -111,12 +114,17 @@ def test_an_interrupt_is_130_without_a_traceback() -> None:
     assert (process.returncode, errors.strip()) == (130, "")
 
 
-def test_a_reader_that_leaves_is_met_with_silence() -> None:
+@pytest.mark.parametrize("how", ["talk", "whisper"])
+def test_a_reader_that_leaves_is_met_with_silence(how: str) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", WITH_COMMANDS, "end", "talk"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-c", WITH_COMMANDS, "end", how],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": ""},  # "whisper" is about what waits in the buffer
     )
-    process.stdout.read(10)
     process.stdout.close()
+    process.stdin.close()
     assert process.stderr.read() == b""
     assert process.wait(timeout=20) == 1
 

@@ -45,13 +45,14 @@ OUTSIDERS = {
 
 def dllm(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command line with the distributions in `folder` beside the installed ones."""
+    path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
     return subprocess.run(
         [sys.executable, "-m", "dllm_core", *arguments],
         capture_output=True,
         text=True,
         check=False,
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(folder), "COLUMNS": "100", **environment},
+        env={**os.environ, "PYTHONPATH": path, "COLUMNS": "100", **environment},
     )
 
 

@@ -8,7 +8,7 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
-from dllm_core import CommitRuleSpec, ModelAdapterSpec, ObjectiveSpec, SamplerSpec
+from dllm_core import CommitRuleSpec, ModelAdapterSpec, SamplerSpec
 from dllm_core.plugins import PluginHost, PluginRecord, load_plugins, plugin_host, use_plugin_host
 
 GOOD = """
@@ -143,15 +143,15 @@ def test_a_broken_plugin_costs_itself_only(distributions, source: str, message: 
     assert host.warnings() == [f"plugin 'acme' (dllm-acme 1.0) not loaded: {broken.error}   [dllm plugins show acme]"]
 
 
-def test_a_failing_hook_leaves_the_plugins_other_hooks(distributions) -> None:
-    host = load_plugins(
-        entry_points=[distributions("acme", GOOD + "\n    @hookimpl\n    def dllm_objectives(): 1 / 0")]
-    )
+@pytest.mark.parametrize("hook", ["dllm_objectives", "dllm_eval_tasks"])  # asked before and after the good one
+def test_a_failing_hook_leaves_the_plugins_other_hooks(distributions, hook: str) -> None:
+    source = GOOD + f"\n    @hookimpl\n    def {hook}(): 1 / 0"
+    host = load_plugins(entry_points=[distributions("acme", source)])
     acme = record(host, "acme")
-    assert (acme.state, acme.error) == ("broken", "dllm_objectives: ZeroDivisionError: division by zero")
+    assert (acme.state, acme.error) == ("broken", f"{hook}: ZeroDivisionError: division by zero")
     assert [spec.name for spec in acme.specs] == ["calm", "all"]
-    assert names(host, ObjectiveSpec) == ["core/mdlm"]
-    assert host.warnings()[0].startswith("plugin 'acme' (dllm-acme 1.0) partly loaded: dllm_objectives: ")
+    assert names(host, SamplerSpec) == ["core/mdlm", "acme/calm"]
+    assert host.warnings()[0].startswith(f"plugin 'acme' (dllm-acme 1.0) partly loaded: {hook}: ")
 
 
 def test_every_failing_hook_is_named(distributions) -> None:
