@@ -53,7 +53,7 @@ def test_the_example_plugin_loads(distributions, tmp_path: Path, monkeypatch: py
 
 
 def test_the_lines_that_users_see_are_these(distributions) -> None:
-    entry_points = [distributions("acme", CALM), distributions("bold", CALM)]
+    entry_points = [distributions("acme", CALM, distribution="calm-acme"), distributions("bold", CALM)]
     with use_plugin_host(load_plugins(entry_points=entry_points)), pytest.raises(AmbiguousComponentError) as ambiguous:
         registry.find("sampler", "calm")
     with use_plugin_host(load_plugins(entry_points=[])), pytest.raises(UnknownComponentError) as unknown:
