@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dllm_core.samplers.output import SampleOutput, SampleStats
     from dllm_core.samplers.state import SamplerState
 
-DEMO_SECONDS = 6.0  # that a demonstration is slowed down to, over all its prompts
+DEMO_SECONDS = 6.0  # that a demonstration is slowed down by, over all its prompts
 
 
 @dataclass(frozen=True)

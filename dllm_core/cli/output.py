@@ -57,7 +57,12 @@ class Results:
             self._count += 1
         self._out.file.flush()
         if not (self._as_json or captions) and self._aside.is_terminal:
-            self._say(_summary(batch[-1].stats, self._aside))
+            self._say("\n" + _summary(batch[-1].stats, self._aside))
+
+    def introduce(self, text: str) -> None:
+        """Say what is going to be shown, beside the results."""
+        if not self._as_json:
+            self._say(text + "\n")
 
     def suggest_next(self) -> None:
         """Say what to try next, beside the results."""
@@ -65,19 +70,20 @@ class Results:
             self._say(NEXT_STEPS)
 
     def _write_text(self, result: Result, captions: bool) -> None:
-        if self._count:
+        if self._count and not captions:
             self._write_line("")
         if captions:
             glyphs = glyphs_for(self._out.encoding)
             self._out.print(Text(f"{glyphs.prompt} {result.request.caption}", "dim"))
-        self._write_line(result.text)
+        # Behind a captioned text there is a blank line at once: the next one may be drawn live below it.
+        self._write_line(f"{result.text}\n" if captions else result.text)
 
     def _write_line(self, line: str) -> None:
         """Exactly this line: no console may wrap or colour it."""
         self._out.file.write(line + "\n")
 
     def _say(self, text: str) -> None:
-        self._aside.print(Text("\n" + text, "dim"))
+        self._aside.print(Text(text, "dim"))
 
 
 def working(what: str) -> AbstractContextManager:

@@ -108,18 +108,21 @@ def run(arguments: RunArguments) -> None:
     check_kinds(arguments, {request.kind for request in requests})
     live = wants_live(arguments)
     model, sampler = choose_model(arguments), choose_sampler(arguments)
-    if arguments.is_demo:
-        requests = demo_requests(model)
+    demo = demo_checkpoint(model) if arguments.is_demo else None
+    if demo is not None:
+        requests = demo_requests(demo)
 
     from dllm_core.cli.output import open_results
 
     with open_results(arguments.output, as_json=arguments.as_json) as results:
         generation = load_generation(arguments, model, sampler, options)
         generation.prepare(requests, chat=arguments.chat, system=arguments.system)
-        captions = arguments.is_demo or (len(requests) > 1 and sys.stdout.isatty() and arguments.output is None)
-        for batch in generation.run(arguments.batch_size, live=live, slowly=arguments.is_demo):
+        captions = demo is not None or (len(requests) > 1 and sys.stdout.isatty() and arguments.output is None)
+        if demo is not None:
+            results.introduce(f"{demo.name}: {demo.summary}")
+        for batch in generation.run(arguments.batch_size, live=live, slowly=demo is not None):
             results.write(batch, about=generation.about, captions=captions)
-        if arguments.is_demo:
+        if demo is not None:
             results.suggest_next()
 
 
@@ -234,16 +237,21 @@ def choose_sampler(arguments: RunArguments) -> str:
     return own[0] if own else registry.find("sampler", DEFAULT_SAMPLER).full_id
 
 
-def demo_requests(model: str) -> list[Request]:
-    """The demo prompts of a bundled checkpoint; those with a blank are texts to fill.
+def demo_requests(checkpoint: BundledCheckpoint) -> list[Request]:
+    """The demo prompts of a bundled checkpoint; those with a blank are texts to fill."""
+    return [
+        Request("infill" if BLANK.search(prompt) else "prompt", prompt, f"demo prompt {prompt!r}")
+        for prompt in checkpoint.demo_prompts
+    ]
+
+
+def demo_checkpoint(model: str) -> BundledCheckpoint:
+    """The bundled checkpoint of that name, which has prompts that show what it can do.
 
     Raises:
         PromptError: that model brings none.
     """
     for plugin, checkpoint in registry.bundled_checkpoints():
         if model in (checkpoint.name, f"{plugin}/{checkpoint.name}") and checkpoint.demo_prompts:
-            return [
-                Request("infill" if BLANK.search(prompt) else "prompt", prompt, f"demo prompt {prompt!r}")
-                for prompt in checkpoint.demo_prompts
-            ]
+            return checkpoint
     raise PromptError(f"{model!r} brings no demo prompts; give a prompt: dllm run --model {model} 'your text'")

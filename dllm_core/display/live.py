@@ -69,7 +69,8 @@ class LiveView:
         mask_id, special_ids: the ids that are shown as marks.
         steps: how many steps there will be, where that is known.
         blocks: how many blocks there are, where that is known.
-        seconds_per_step: draw every step and take at least this long for it: for demonstrations.
+        pause: for demonstrations: draw every step, and wait so many seconds after it ...
+        pauses: ... until so many seconds were waited in all.
 
     Example::
 
@@ -89,7 +90,8 @@ class LiveView:
         special_ids: Collection[int],
         steps: int | None = None,
         blocks: int | None = None,
-        seconds_per_step: float = 0.0,
+        pause: float = 0.0,
+        pauses: float = 0.0,
     ) -> None:
         self._live = Live(console=console, transient=True, auto_refresh=False, vertical_overflow="crop")
         self._console = console
@@ -101,8 +103,8 @@ class LiveView:
         self._mask_id, self._special_ids = mask_id, frozenset(special_ids)
         self._masked_at_first = max(self._masked_now(), 1)
         self._steps, self._blocks = steps, blocks
-        self._seconds_per_step = seconds_per_step
-        self._idle = 0.0
+        self._pause, self._pauses = pause, pauses
+        self._paused = 0.0
         self._next_frame = 0.0
         self._parts: list[str] = []
 
@@ -119,15 +121,16 @@ class LiveView:
         """Take note of a step, and draw it where a frame is due."""
         self._fresh |= step.committed
         now = time.perf_counter()
-        if now < self._next_frame and not self._seconds_per_step:
+        slowly = self._paused < self._pauses
+        if now < self._next_frame and not slowly:
             return
         self._take(step)
         self._draw()
         drawn = time.perf_counter()
         self._next_frame = drawn + max(1 / FRAMES_PER_SECOND, (drawn - now) / LARGEST_OVERHEAD)
-        if self._seconds_per_step:
-            time.sleep(self._seconds_per_step)
-            self._idle += self._seconds_per_step
+        if slowly:
+            time.sleep(self._pause)
+            self._paused += self._pause
 
     def _take(self, step: Step) -> None:
         """Copy the canvas from the device, and let what was committed before the last frame grow old."""
@@ -138,7 +141,7 @@ class LiveView:
         self._parts = self._said(step)
 
     def _said(self, step: Step) -> list[str]:
-        elapsed = time.perf_counter() - self._began - self._idle
+        elapsed = time.perf_counter() - self._began - self._paused
         committed = self._masked_at_first - self._masked_now()
         parts = [f"step {step.index + 1}{_of(self._steps)}", f"{elapsed:.1f} s"]
         if self._blocks != 1:
@@ -219,12 +222,11 @@ def view_of_run(
 
     Args:
         captions: one a row: its prompt, or empty.
-        seconds: slow the run down to about this long, so that it can be watched.
+        seconds: slow the run down by up to so many, so that it can be watched.
     """
     denoiser, canvas = sampler.denoiser, state.canvas
     tokenizer = denoiser.tokenizer
     spans = zip(captions, canvas.prompt_lengths, canvas.lengths, strict=True)
-    steps = steps_ahead(sampler, state)
     return LiveView(
         console,
         [Row(caption, start, stop) for caption, start, stop in spans],
@@ -232,9 +234,11 @@ def view_of_run(
         TokenText(lambda ids: tokenizer.decode(ids, clean_up_tokenization_spaces=False)),
         mask_id=denoiser.mask_token_id,
         special_ids={*denoiser.end_token_ids, *tokenizer.all_special_ids} - {denoiser.mask_token_id},
-        steps=steps,
+        steps=steps_ahead(sampler, state),
         blocks=max(canvas.blocks(row) for row in range(len(canvas.rows))),
-        seconds_per_step=seconds / (steps or len(canvas.rows[0])),
+        # Many runs end with their first block, so the time is measured out for that one.
+        pause=seconds / len(state.block.open_counts) if state.block else 0.0,
+        pauses=seconds,
     )
 
 

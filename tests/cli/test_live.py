@@ -239,7 +239,7 @@ def test_only_the_shown_positions_of_a_row_appear():
 
 def test_given_text_around_blanks_is_dim_and_the_fill_is_not():
     terminal = Terminal()
-    with view_of(terminal, [[*encode("a"), MASK, *encode("c")]], [Row("", 0, 3)], seconds_per_step=1e-9) as view:
+    with view_of(terminal, [[*encode("a"), MASK, *encode("c")]], [Row("", 0, 3)], pause=1e-9, pauses=1.0) as view:
         for index in range(4):  # old enough to be plain
             view.show(step(index, [encode("abc")], [[False, index == 0, False]]))
         text = next(iter(terminal.console.render_lines(view)))
@@ -348,3 +348,12 @@ def test_what_was_committed_between_two_frames_is_fresh_in_the_next(monkeypatch)
         segments = [s for s in terminal.console.render_lines(view)[1] if s.text.strip()]
         assert all(segment.style.bold and segment.style.bgcolor for segment in segments)
         assert "".join(s.text for s in segments) == "ab"
+
+
+def test_a_demonstration_waits_after_each_step_until_its_time_is_up(monkeypatch):
+    waited: list[float] = []
+    monkeypatch.setattr(live, "time", SimpleNamespace(perf_counter=lambda: 0.0, sleep=waited.append))
+    with view_of(Terminal(), [[MASK]], pause=0.5, pauses=1.4) as view:
+        for index in range(10):
+            view.show(step(index, [[MASK]], [[False]]))
+    assert waited == [0.5] * 3

@@ -209,7 +209,9 @@ def demo_plugin(checkpoint, distributions, monkeypatch):
     source = f"""
     @hookimpl
     def dllm_model_adapters():
-        shipped = BundledCheckpoint(name="demo", summary="s", resource="demo_files:c", demo_prompts={prompts!r})
+        shipped = BundledCheckpoint(
+            name="demo", summary="reverses words", resource="demo_files:c", demo_prompts={prompts!r}
+        )
         yield ModelAdapterSpec(name="demo", summary="s", source="original", model_types=("demo",),
                                target="dllm_llada.adapter:LLaDAAdapter", bundled=(shipped,))
 
@@ -235,8 +237,9 @@ def test_without_arguments_the_first_bundled_model_shows_its_prompts(run, demo_p
     assert code == 0
     prompts = [line[2:] for line in out.splitlines() if line.startswith("❯ ")]
     assert prompts == ["reverse planet", "12+[MASK:2]=57"]
-    assert out.splitlines()[-1].startswith("12+")
-    assert "dllm run" in err  # what to try next
+    assert out.splitlines()[-2].startswith("12+")
+    assert err.splitlines()[0] == "demo: reverses words"
+    assert "dllm run --help" in err  # what to try next
 
 
 def test_the_demo_as_json(run, demo_plugin):
