@@ -1,0 +1,87 @@
+"""Writes what can be derived: the command line reference, and the README's table of what works on which family.
+
+python docs/generate.py
+
+tests/test_docs.py holds both against this, so they cannot drift.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import click
+
+from dllm_core import registry
+from dllm_core.cli import root
+from dllm_core.hookspecs import ModelAdapterSpec
+from dllm_core.models import ModelAdapter
+
+ROOT = Path(__file__).parents[1]
+CLI = ROOT / "docs/cli.md"
+README = ROOT / "README.md"
+BEGIN, END = "<!-- written by docs/generate.py -->\n", "<!-- end -->\n"
+WIDTH = 100
+
+
+def commands(command: click.Command, parent: click.Context | None, name: str) -> Iterator[tuple[str, str]]:
+    """(full name, help text) of a command and of all below it."""
+    context = command.make_context(name, [], parent, resilient_parsing=True, terminal_width=WIDTH)
+    yield context.command_path, command.get_help(context)
+    if isinstance(command, click.Group):
+        for child in command.list_commands(context):
+            yield from commands(command.get_command(context, child), context, child)
+
+
+def cli_reference() -> str:
+    """docs/cli.md: the help of every command."""
+    intro = """\
+# Command line
+
+What `--help` says, written by `docs/generate.py`. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+"""
+    parts = [f"\n## {name}\n\n```text\n{text.rstrip()}\n```\n" for name, text in commands(root, None, "dllm")]
+    return intro + "".join(parts)
+
+
+def families() -> Iterator[tuple[ModelAdapterSpec, type[ModelAdapter]]]:
+    """Every family of this repository's plugins, and what its adapter declares."""
+    for component in registry.components("adapter"):
+        if (ROOT / f"plugins/dllm-{component.plugin}").is_dir():
+            yield component.spec, registry.load("adapter", component.full_id)
+
+
+def support_table() -> str:
+    """Markdown: one row a family, one column a part that does or does not serve it."""
+    names = {
+        kind: _code(component.name for component in registry.components(kind) if component.plugin == "core")
+        for kind in ("sampler", "objective")
+    }
+    header = "| family | `model_type` | generate and infill | train | KV cache | block-causal attention | ships |\n"
+    rows = [
+        f"| `{spec.name}` | {_code(spec.model_types)} | {names['sampler']} | {names['objective']} | "
+        f"{_yes(adapter.supports_kv_cache)} | {_yes(adapter.supports_block_causal)} | "
+        f"{_code(checkpoint.name for checkpoint in spec.bundled) or '-'} |\n"
+        for spec, adapter in families()
+    ]
+    return header + "|---" * 7 + "|\n" + "".join(rows)
+
+
+def with_support_table(text: str) -> str:
+    """The README with the table between its marks brought up to date."""
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    return before + BEGIN + "\n" + support_table() + "\n" + END + after
+
+
+def _code(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _yes(is_declared: bool) -> str:
+    return "yes" if is_declared else "no"
+
+
+if __name__ == "__main__":
+    CLI.write_text(cli_reference(), encoding="utf-8")
+    README.write_text(with_support_table(README.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,160 @@
+"""Records `dllm run` in a real terminal and draws what was on its screen as one animated SVG.
+
+python docs/picture.py                        the bundled demonstration -> docs/images/run.svg
+python docs/picture.py FILE.svg run "..."     another command line
+
+Needs a POSIX system. Start-up is shortened to one frame; everything else keeps its time. A viewer that does not animate
+shows the last screen.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import shlex
+import struct
+import sys
+import termios
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from xml.sax.saxutils import escape
+
+from rich.color import blend_rgb
+from rich.console import Console
+from rich.segment import Segment
+from rich.style import Style
+from rich.terminal_theme import MONOKAI as THEME
+from rich.text import Text
+
+COLUMNS, LINES = 80, 24
+CELL_WIDTH, LINE_HEIGHT, MARGIN = 8.4, 18, 16
+SHORTEST, LONGEST, LAST = 0.02, 1.0, 4.0  # seconds that a screen is shown
+CONSOLE = Console(width=COLUMNS, color_system="truecolor", force_terminal=True)
+CONTROL = re.compile(r"(\r|\n|\x1b\[(?:\?25[lh]|\d*A|2K|K))")
+Frame = tuple[float, tuple[str, ...]]  # seconds since the start, the lines of the screen with their colour codes
+
+
+def record(arguments: list[str]) -> Iterator[tuple[float, str]]:
+    """Run `dllm` on a pseudo-terminal; (seconds, text) as it arrives."""
+    child, terminal = pty.fork()
+    if child == 0:
+        os.environ.update(TERM="xterm-256color", COLORTERM="truecolor")
+        os.execvp("dllm", ["dllm", *arguments])
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
+    began = time.perf_counter()
+    pending = b""
+    while True:
+        try:
+            data = os.read(terminal, 65536)
+        except OSError:  # how Linux says that the other end is closed
+            break
+        if not data:
+            break
+        pending += data
+        text = pending.decode(errors="ignore")
+        pending = pending[len(text.encode()) :]
+        yield time.perf_counter() - began, text
+    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
+        raise SystemExit("dllm failed: " + " ".join(arguments))
+
+
+def screens(chunks: Iterator[tuple[float, str]]) -> Iterator[Frame]:
+    """What the screen showed: the program writes and erases whole lines, so lines are all there is to keep."""
+    lines, row, rest = [""], 0, ""
+    for seconds, text in chunks:
+        *parts, rest = CONTROL.split(rest + text)
+        for part in parts:
+            if part == "\n":
+                row += 1
+                lines += [""] * (row + 1 - len(lines))
+            elif part.endswith("A") and part.startswith("\x1b["):
+                row = max(row - int(part[2:-1] or 1), 0)
+            elif part.endswith("K") and part.startswith("\x1b["):
+                lines[row] = ""
+            elif part != "\r" and "?25" not in part:
+                lines[row] += part
+        yield seconds, tuple(lines)
+    lines[row] += rest
+    yield seconds, tuple(lines)
+
+
+def timed(frames: list[Frame]) -> list[tuple[float, tuple[str, ...]]]:
+    """(seconds that it is shown, screen), without repetitions and without screens that are only half written."""
+    pauses = [after[0] - before[0] for before, after in pairwise(frames)] + [LAST]
+    shown: list[tuple[float, tuple[str, ...]]] = []
+    for pause, (_, screen) in zip(pauses, frames, strict=True):
+        if shown and shown[-1][1] == screen:
+            shown[-1] = (shown[-1][0] + pause, screen)
+        elif pause >= SHORTEST:
+            shown.append((pause, screen))
+    return [(min(pause, LONGEST), screen) for pause, screen in shown[:-1]] + [(LAST, shown[-1][1])]
+
+
+def drawn(line: str, row: int) -> str:
+    """One line of the screen as SVG text."""
+    column, spans = 0, []
+    for segment in Text.from_ansi(line).render(CONSOLE):
+        if segment.text.strip():
+            spans.append(
+                f'<tspan x="{MARGIN + column * CELL_WIDTH:.1f}" {look(segment.style or Style())}>'
+                f"{escape(segment.text)}</tspan>"
+            )
+        column += Segment(segment.text).cell_length
+    y = MARGIN + (row + 0.8) * LINE_HEIGHT
+    return f'<text y="{y:.1f}">{"".join(spans)}</text>' if spans else ""
+
+
+def look(style: Style) -> str:
+    """SVG attributes of a terminal style."""
+    colour = style.color.get_truecolor(THEME) if style.color else THEME.foreground_color
+    if style.dim:
+        colour = blend_rgb(colour, THEME.background_color, 0.45)
+    bold = ' font-weight="bold"' if style.bold else ""
+    return f'fill="{colour.hex}"{bold}'
+
+
+def animated(frames: list[tuple[float, tuple[str, ...]]]) -> str:
+    """All screens on top of each other, each visible in its time."""
+    height = max(len(screen) for _, screen in frames)
+    total = sum(pause for pause, _ in frames)
+    rules, groups, begins = [], [], 0.0
+    for number, (pause, screen) in enumerate(frames):
+        start, stop = 100 * begins / total, 100 * (begins + pause) / total
+        rules.append(f"@keyframes f{number}{{{keyframes(start, stop)}}}#f{number}{{animation-name:f{number}}}")
+        lines = "".join(drawn(line, row) for row, line in enumerate(screen[-height:]))
+        groups.append(f'<g id="f{number}">{lines}</g>')
+        begins += pause
+    width = round(2 * MARGIN + COLUMNS * CELL_WIDTH)
+    return f"""\
+<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {2 * MARGIN + height * LINE_HEIGHT}" role="img">
+<title>dllm run</title>
+<style>
+text{{font:14px ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace;white-space:pre}}
+g{{visibility:hidden;animation:{total:.2f}s step-end infinite}}
+g:last-of-type{{visibility:visible}}
+{"".join(rules)}
+</style>
+<rect width="100%" height="100%" rx="8" fill="{THEME.background_color.hex}"/>
+{chr(10).join(groups)}
+</svg>
+"""
+
+
+def keyframes(start: float, stop: float) -> str:
+    """Visible between two percentages of the time."""
+    before = "0%{visibility:hidden}" if start > 0 else ""
+    after = f"{stop:.3f}%{{visibility:hidden}}" if stop < 100 else ""
+    return f"{before}{start:.3f}%{{visibility:visible}}{after}"
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "images/run.svg"
+    command = sys.argv[2:] or ["run"]
+    prompt = ((0.0, f"\x1b[1m$ {shlex.join(['dllm', *command])}\x1b[0m\n"),)
+    frames = timed([*screens(part for source in (prompt, record(command)) for part in source)])
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(animated(frames), encoding="utf-8")
