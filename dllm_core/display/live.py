@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from dllm_core.samplers.state import SamplerState
 
 FRAMES_PER_SECOND = 20
-LARGEST_OVERHEAD = 0.03  # of the time that generating takes
+LARGEST_OVERHEAD = 0.02  # share of the time that drawing may take
 CAPTION_LINES = 3
 SHORTEST_ROW = 4  # lines: its caption, two of its canvas, a blank one
 
@@ -59,7 +59,7 @@ class LiveView:
     """Draws a canvas while it is generated; erased when the context ends, so that only the result stays.
 
     Between two frames it reads no tensor, so a GPU is waited for only when a frame is drawn, and frames are spaced so
-    that drawing takes at most 3% of the time.
+    that drawing takes at most 2% of the time.
 
     Args:
         console: where to draw.
