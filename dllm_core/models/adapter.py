@@ -63,15 +63,26 @@ class ModelAdapter:
         attn_implementation: str | None = None,
         revision: str | None = None,
     ) -> PreTrainedModel:
-        """Load weights from safetensors. ``dtype`` is a torch dtype or ``"auto"`` (the checkpoint's own)."""
-        return _attribute(self.model_class).from_pretrained(
+        """Load weights from safetensors. ``dtype`` is a torch dtype or ``"auto"`` (the checkpoint's own).
+
+        Raises:
+            ModelLoadError: the checkpoint lacks weights of the model, which would otherwise start at random.
+        """
+        model, found = _attribute(self.model_class).from_pretrained(
             path,
             config=config,
             dtype=dtype,
             attn_implementation=attn_implementation,
             revision=revision,
             use_safetensors=True,
+            output_loading_info=True,
         )
+        if missing := sorted(found["missing_keys"]):
+            raise ModelLoadError(
+                f"{path} lacks {len(missing)} weights of {type(model).__name__} ({missing[0]} ...); the checkpoint is "
+                "not whole, or is of another architecture than its config.json says"
+            )
+        return model
 
     def load_tokenizer(self, path: str, *, revision: str | None = None) -> PreTrainedTokenizerBase | None:
         """The checkpoint's tokenizer, prepared for the family; None where a local folder holds none."""

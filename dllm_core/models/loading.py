@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -17,7 +19,9 @@ from dllm_core.models.denoiser import Denoiser
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+ReadT = TypeVar("ReadT")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+LARGE_BYTES = 2**30
 IMPLEMENTATIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
 
 
@@ -68,12 +72,13 @@ def load(
         tokenizer = family.prepare_tokenizer(tokenizer)
     if torch_dtype == "auto" and target.type == "cpu":
         torch_dtype = torch.float32  # half precision is slow and coarse on most CPUs
-    model = _from_checkpoint(
-        path,
-        lambda: family.load_model(
-            path, config, dtype=torch_dtype, attn_implementation=attn_implementation, revision=revision
-        ),
-    )
+    with _bar_for_large_models(path):
+        model = _from_checkpoint(
+            path,
+            lambda: family.load_model(
+                path, config, dtype=torch_dtype, attn_implementation=attn_implementation, revision=revision
+            ),
+        )
     return Denoiser(
         model.to(target).eval(), family, tokenizer, special_ids=special_ids, logits_are_shifted=logits_are_shifted
     )
@@ -134,7 +139,7 @@ def _adapter_for(path: str, adapter: str | None, revision: str | None) -> ModelA
         served = sorted({t for c in registry.components("adapter") for t in c.spec.model_types})
         raise ModelLoadError(
             f"{path}: no installed plugin serves model_type {model_type!r}; installed ones serve "
-            f"{', '.join(served) or 'nothing'}; install the plugin of that family ('dllm plugins' lists yours)"
+            f"{', '.join(served) or 'nothing'}; install the plugin of that family ('dllm plugins' lists yours).{registry.missing_plugins_hint()}"
         )
     return registry.load("adapter", component.full_id)()
 
@@ -162,11 +167,27 @@ def _hub_config(name: str, revision: str | None) -> Path:
         ) from error
 
 
-def _from_checkpoint(path: str, read):
+@contextmanager
+def _bar_for_large_models(path: str) -> Iterator[None]:
+    """Hugging Face draws a progress bar for every load; here only where there is something to wait for."""
+    from transformers.utils import logging
+
+    size = sum(file.stat().st_size for file in Path(path).glob("*.safetensors"))
+    if (sys.stderr.isatty() and size >= LARGE_BYTES) or not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
+
+
+def _from_checkpoint(path: str, read: Callable[[], ReadT]) -> ReadT:
     """Say which checkpoint it was when Hugging Face cannot read a part of it."""
     try:
         return read()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a weight of another shape
         if isinstance(error, ModelLoadError):
             raise
         reason = str(error).strip().splitlines()[0]

@@ -9,7 +9,7 @@ class MDLMSampler(Sampler):
     """Generates by masked diffusion with full attention over the canvas.
 
     Example:
-        >>> denoiser = dllm.load("llada-tiny")
+        >>> denoiser = dllm.load(checkpoint)
         >>> print(dllm.MDLMSampler(denoiser, max_new_tokens=16).sample("12+30="))
 
     Source: MDLM (arXiv 2406.07524); LLaDA (arXiv 2502.09992), algorithms 4 and 5, generate.py; options as in
