@@ -1,0 +1,163 @@
+"""The log-likelihood of a given text, by Monte Carlo over masks, and whether greedy decoding would write it.
+
+A masked diffusion model bounds log p(target | prefix) from below by the expected log-probability of the target in a
+random order. A random number of target tokens is masked, and each masked token's log-probability counts for
+target length / number of masks. Masking exactly so many tokens, instead of each with that probability, has the same
+expectation and less variance.
+
+Source: LLaDA (arXiv 2502.09992), equation 6; ML-GSAI/LLaDA get_log_likelihood.py and eval_llada.py.
+
+Shapes: B batch of masked copies, P prefix length, T target length, L = P + T, V vocabulary, N masked tokens in all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dllm_core.config import at_least
+from dllm_core.errors import PromptError
+from dllm_core.models import Denoiser
+from dllm_core.samplers import MDLMSampler
+from dllm_core.samplers.proposals import guided
+
+Tokens = Sequence[int] | Tensor
+
+
+@torch.no_grad()
+def loglikelihood(
+    denoiser: Denoiser,
+    prefix: Tokens,
+    target: Tokens,
+    *,
+    mc_num: int = 128,
+    batch_size: int = 32,
+    guidance_scale: float = 0.0,
+    seed: int = 0,
+) -> float:
+    """Estimate the lower bound of log p(target | prefix), in nats.
+
+    Args:
+        prefix: (P,) token ids, may be empty.
+        target: (T,) token ids, T at least 1.
+        mc_num: how many masked copies to average over.
+        batch_size: how many of them go through the model at once.
+        guidance_scale: classifier-free guidance s, un + (s + 1)(cond - un), with the prefix masked in ``un``.
+        seed: the same seed gives the same masks, on every device.
+
+    Raises:
+        OptionError: ``mc_num`` or ``batch_size`` below 1.
+        PromptError: an empty target, mask tokens or numbers that are no ids in either part, or more tokens than the
+            context holds.
+    """
+    at_least("mc_num", mc_num, 1)
+    at_least("batch_size", batch_size, 1)
+    prefix, target = _checked(denoiser, prefix, target)
+    generator = torch.Generator().manual_seed(seed)
+    total = torch.zeros((), dtype=torch.float64, device=denoiser.device)
+    for done in range(0, mc_num, batch_size):
+        copies = min(batch_size, mc_num - done)
+        noisy, p_mask = draw_noise(prefix, target, copies, denoiser.mask_token_id, generator)
+        total += copies * masked_loglikelihood(denoiser, prefix, target, noisy, p_mask, guidance_scale)
+    return float(total) / mc_num
+
+
+def draw_noise(
+    prefix: Tensor, target: Tensor, batch: int, mask_token_id: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Copies of prefix and target in which random target tokens are masked.
+
+    The numbers of masks are stratified: spread evenly over 1 ... T from a random start, so that each alone is uniform.
+    The published code rounds half to even where this rounds down, and thereby leaves out some numbers (T = 3, B = 2).
+
+    Args:
+        prefix, target: (P,) and (T,) int64, on one device.
+        batch: B.
+        generator: the only source of randomness; draws are made on its device.
+
+    Returns:
+        The copies (B, L) int64, and the share of target tokens that is masked (B, 1) float64.
+    """
+    length, device = len(target), generator.device
+    start = torch.randint(length, (), generator=generator, device=device)
+    spread = torch.arange(batch, device=device) * length // batch
+    masks = (start + spread) % length + 1  # (B,)
+    ranks = torch.rand(batch, length, generator=generator, device=device).argsort(1).argsort(1)
+    masked = (ranks < masks[:, None]).to(target.device)  # (B, T)
+    noisy_target = torch.where(masked, mask_token_id, target)
+    noisy = torch.cat([prefix.expand(batch, -1), noisy_target], 1)
+    return noisy, (masks[:, None].double() / length).to(target.device)
+
+
+def masked_loglikelihood(
+    denoiser: Denoiser, prefix: Tensor, target: Tensor, noisy: Tensor, p_mask: Tensor, guidance_scale: float = 0.0
+) -> Tensor:
+    """The estimate from given noise: masked tokens' log-probabilities over ``p_mask``, averaged over the copies.
+
+    Only masked positions are projected through the vocabulary head. Gradients flow.
+
+    Args:
+        prefix, target: (P,) and (T,) int64, the clean tokens.
+        noisy: (B, L) int64, the mask token in place of some target tokens.
+        p_mask: (B, 1) or (B, L), the probability with which each token was masked.
+
+    Returns:
+        A scalar, float64, in nats.
+    """
+    clean = torch.cat([prefix, target]).expand_as(noisy)
+    masked = (noisy == denoiser.mask_token_id) & (torch.arange(noisy.shape[1], device=noisy.device) >= len(prefix))
+    logits = _logits(denoiser, noisy, masked, len(prefix), guidance_scale)  # (N, V)
+    nll = F.cross_entropy(logits, clean[masked], reduction="none").double()
+    return -(nll / p_mask.expand_as(noisy)[masked]).sum() / len(noisy)
+
+
+@torch.no_grad()
+def is_greedy(denoiser: Denoiser, prefix: Tokens, target: Tokens, *, guidance_scale: float = 0.0) -> bool:
+    """Whether the masked sampler, greedy and one token a step, writes exactly this target after this prefix.
+
+    Stops at the first token that differs.
+
+    Raises:
+        PromptError: as `loglikelihood`.
+    """
+    prefix, target = _checked(denoiser, prefix, target)
+    canvas = torch.cat([prefix, torch.full_like(target, denoiser.mask_token_id)])
+    want = torch.cat([prefix, target])
+    sampler = MDLMSampler(denoiser, block_size=None, guidance_scale=guidance_scale)
+    state = sampler.start_infill(canvas)  # infilling, because a prefix may be empty and a prompt may not
+    while not state.finished:
+        step = sampler.step(state)
+        if bool((step.committed[0] & (step.input_ids[0] != want)).any()):
+            return False
+    return True
+
+
+def _logits(denoiser: Denoiser, noisy: Tensor, masked: Tensor, prefix_length: int, guidance_scale: float) -> Tensor:
+    """Scores of the masked positions (N, V), in float32 or better."""
+    if guidance_scale > 0:
+        unconditional = noisy.clone()
+        unconditional[:, :prefix_length] = denoiser.mask_token_id
+        both = denoiser.logits(torch.cat([noisy, unconditional]), at=masked.repeat(2, 1))  # (2N, V)
+        return guided(*both.chunk(2), guidance_scale)
+    logits = denoiser.logits(noisy, at=masked)
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _checked(denoiser: Denoiser, prefix: Tokens, target: Tokens) -> tuple[Tensor, Tensor]:
+    prefix, target = (torch.as_tensor(ids, dtype=torch.int64, device=denoiser.device) for ids in (prefix, target))
+    if not len(target):
+        raise PromptError("the target is empty; give the tokens whose likelihood is asked for")
+    length, context = len(prefix) + len(target), denoiser.context_length
+    if context is not None and length > context:
+        raise PromptError(
+            f"prefix and target have {length} tokens, the model's context is {context}; shorten the prefix"
+        )
+    ids = torch.cat([prefix, target])
+    if bool(((ids < 0) | (ids >= denoiser.vocab_size)).any()):
+        raise PromptError(f"prefix or target holds what is no token id; ids run from 0 to {denoiser.vocab_size - 1}")
+    if bool((ids == denoiser.mask_token_id).any()):
+        raise PromptError(f"prefix or target holds the mask token (id {denoiser.mask_token_id}); give plain text")
+    return prefix, target
