@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dllm_core.display.live import LiveView, Row
+    from dllm_core.display.text import Age, Glyphs, TokenText, canvas_text, glyphs_for, progress_text
 
 _EXPORTS = {
     "LiveView": "dllm_core.display.live",
@@ -15,7 +20,16 @@ _EXPORTS = {
     "progress_text": "dllm_core.display.text",
 }
 
-__all__ = list(_EXPORTS)
+__all__ = [
+    "Age",
+    "Glyphs",
+    "LiveView",
+    "Row",
+    "TokenText",
+    "canvas_text",
+    "glyphs_for",
+    "progress_text",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dllm_core.models.adapter import ModelAdapter
+    from dllm_core.models.arguments import ModelArguments
+    from dllm_core.models.attention import as_model_mask, block_causal_pattern, padding_pattern
+    from dllm_core.models.denoiser import Denoiser
+    from dllm_core.models.loading import load
 
 _EXPORTS = {
     "ModelAdapter": "dllm_core.models.adapter",
@@ -14,7 +22,15 @@ _EXPORTS = {
     "as_model_mask": "dllm_core.models.attention",
 }
 
-__all__ = list(_EXPORTS)
+__all__ = [
+    "Denoiser",
+    "ModelAdapter",
+    "ModelArguments",
+    "as_model_mask",
+    "block_causal_pattern",
+    "load",
+    "padding_pattern",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -10,6 +10,13 @@ if TYPE_CHECKING:
 
     from dllm_core.models import Denoiser, ModelArguments
     from dllm_core.samplers.base import Sampler
+    from dllm_core.samplers.cache import CachePolicy, NoCache
+    from dllm_core.samplers.commit import CommitRule, Quota
+    from dllm_core.samplers.masked import MDLMSampler
+    from dllm_core.samplers.options import MaskedOptions
+    from dllm_core.samplers.output import SampleOutput, SampleStats, Step
+    from dllm_core.samplers.proposals import Proposal
+    from dllm_core.samplers.state import SamplerState
 
 _EXPORTS = {
     "Sampler": "dllm_core.samplers.base",
@@ -26,7 +33,22 @@ _EXPORTS = {
     "SampleStats": "dllm_core.samplers.output",
 }
 
-__all__ = [*_EXPORTS, "get_sampler", "sampler"]
+__all__ = [
+    "CachePolicy",
+    "CommitRule",
+    "MDLMSampler",
+    "MaskedOptions",
+    "NoCache",
+    "Proposal",
+    "Quota",
+    "SampleOutput",
+    "SampleStats",
+    "Sampler",
+    "SamplerState",
+    "Step",
+    "get_sampler",
+    "sampler",
+]
 
 
 def sampler(name: str, denoiser: Denoiser, **options: object) -> Sampler:
