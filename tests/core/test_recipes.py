@@ -229,6 +229,15 @@ def test_a_resumed_training_ends_in_the_same_weights(trained, tmp_path):
     assert all(torch.equal(want[name], got[name]) for name in want)
 
 
+@pytest.mark.slow
+def test_compiled_training_computes_the_same(trained, tmp_path):
+    out = train(load_recipe("letters", ["training.compile=true"]), tmp_path / "out")
+    want, got = weights(trained), weights(out)
+    assert set(want) == set(got)  # the names do not tell that it was compiled
+    for name in want:
+        torch.testing.assert_close(got[name], want[name], atol=2e-4, rtol=1e-3)
+
+
 def test_a_model_is_not_overwritten(trained):
     with pytest.raises(OptionError, match="holds a model already"):
         train(load_recipe("letters"), trained)
@@ -247,6 +256,22 @@ def test_training_goes_on_from_a_model_with_a_file_of_data(trained, tmp_path):
     assert set(before) == set(after)
     assert any(not torch.equal(before[name], after[name]) for name in before)
     assert dllm.load(out, device="cpu").tokenizer.mask_token_id == 1
+
+
+def test_a_hugging_face_model_and_tokenizer_train_as_they_are(trained, tmp_path):
+    from transformers import AutoTokenizer, LlamaForCausalLM
+
+    model = LlamaForCausalLM.from_pretrained(trained)
+    tokenizer = AutoTokenizer.from_pretrained(trained)
+    before = model.lm_head.weight.detach().clone()
+    args = dllm.MDLMConfig(output_dir=str(tmp_path), max_steps=1, use_cpu=True, save_strategy="no", disable_tqdm=True)
+    examples = [{"input_ids": [3, 4, 5]}, {"input_ids": [4, 5, 6, 7]}]
+    trainer = dllm.MDLMTrainer(model, args, processing_class=tokenizer, train_dataset=examples)
+    assert trainer.denoiser.mask_token_id == 1
+    trainer.train()
+    assert not torch.equal(model.lm_head.weight.detach(), before)
+    with use_plugin_host(load_plugins(entry_points=[])), pytest.raises(OptionError, match="serves model_type 'llama'"):
+        dllm.MDLMTrainer(model, args, processing_class=tokenizer)
 
 
 def test_command_reports_where_the_model_is(tmp_path):
