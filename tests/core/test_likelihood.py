@@ -128,9 +128,9 @@ def test_guidance_scores_the_guided_distribution():
     denoiser, scale = toy_denoiser(JOINT), 1.5
     prefix, target = torch.tensor([1, 0]), torch.tensor([2, 1])
     noisy = torch.tensor([[1, 0, MASK, 1]])
-    both = denoiser.logits(torch.tensor([[1, 0, MASK, 1], [MASK, MASK, MASK, 1]]))[:, 2].float()
+    both = denoiser.logits(torch.tensor([[1, 0, MASK, 1], [MASK, MASK, MASK, 1]]))[:, 2].detach().float()
     want = (both[1] + (scale + 1) * (both[0] - both[1])).log_softmax(-1)[2] / 0.5
-    got = masked_loglikelihood(denoiser, prefix, target, noisy, torch.tensor([[0.5]]), scale)
+    got = masked_loglikelihood(denoiser, prefix, target, noisy, torch.tensor([[0.5]]), scale).detach()
     assert float(got) == pytest.approx(float(want), rel=1e-6)
     assert loglikelihood(denoiser, prefix, target, guidance_scale=scale) != loglikelihood(denoiser, prefix, target)
 

@@ -16,6 +16,7 @@ import torch
 
 import dllm_core as dllm
 from dllm_core.conformance.toy import random_joint, toy_denoiser
+from dllm_core.samplers import planning
 
 VOCAB, LENGTH = 3, 4
 MASK = VOCAB
@@ -240,6 +241,12 @@ def test_stochastic_quotas():
     """Two steps under the linear schedule: each mask is revealed in the first with probability 1/2, then the rest."""
     law = Law([((1, 2, 3), [binomial(0.5), binomial(1.0)])], "random")(PROMPT)
     assert_fits(draw(PROMPT, 1500, confidence="random", steps=2, stochastic_quota=True), law)
+
+
+def test_noise_used_twice_would_be_seen(monkeypatch):
+    monkeypatch.setattr(planning, "CONFIDENCE", planning.TOKEN)
+    with pytest.raises(AssertionError, match="chi-square"):
+        assert_fits(draw(PROMPT, confidence="random"), Law(ONE_BY_ONE, "random")(PROMPT))
 
 
 @pytest.mark.parametrize("temperature", [0.6, 2.0])
