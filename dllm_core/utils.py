@@ -40,10 +40,10 @@ def get_tokenizer(model_args: ModelArguments) -> PreTrainedTokenizerBase:
     Raises:
         ModelLoadError: no such model, or it has no tokenizer.
     """
-    from dllm_core.models.loading import _adapter_for, resolve_path
+    from dllm_core.models.loading import adapter_for, resolve_path
 
     path = resolve_path(_name(model_args))
-    tokenizer = _adapter_for(path, None, model_args.revision).load_tokenizer(path, revision=model_args.revision)
+    tokenizer = adapter_for(path, None, model_args.revision).load_tokenizer(path, revision=model_args.revision)
     if tokenizer is None:
         raise ModelLoadError(f"{path} has no tokenizer; add its tokenizer.json, or use dllm.load(..., special_ids=...)")
     return tokenizer

@@ -17,7 +17,7 @@ from dllm_core.models.adapter import ModelAdapter
 from dllm_core.models.denoiser import Denoiser
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ReadT = TypeVar("ReadT")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -63,7 +63,7 @@ def load(
     _check_options(load_in_4bit, lora, attn_implementation)
     target, torch_dtype = pick_device(device), pick_dtype(dtype)
     path = resolve_path(name_or_path)
-    family = _adapter_for(path, adapter, revision)
+    family = adapter_for(path, adapter, revision)
     config = _from_checkpoint(path, lambda: family.load_config(path, revision=revision))
     family.check_config(config)
     if tokenizer is None and special_ids is None:
@@ -91,6 +91,28 @@ def _check_options(load_in_4bit: bool, lora: str | None, attn_implementation: st
         raise OptionError(
             f"attn_implementation must be one of {', '.join(IMPLEMENTATIONS)}, got {attn_implementation!r}"
         )
+
+
+def denoiser_from(
+    denoiser: Denoiser | None, model: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase | None
+) -> Denoiser:
+    """The denoiser itself, or one made from a model whose family is known by its model type.
+
+    Raises:
+        OptionError: both or neither are given.
+        ModelLoadError: no installed plugin serves the model.
+    """
+    if (denoiser is None) == (model is None):
+        raise OptionError("give either a denoiser (from dllm.load) or model=..., and not both")
+    if denoiser is not None:
+        return denoiser
+    component = registry.adapter_for_model_type(model.config.model_type)
+    if component is None:
+        raise ModelLoadError(
+            f"no installed plugin serves model_type {model.config.model_type!r}; install its plugin or build a Denoiser"
+        )
+    family = registry.load("adapter", component.full_id)()
+    return Denoiser(model, family, None if tokenizer is None else family.prepare_tokenizer(tokenizer))
 
 
 def pick_device(device: str | torch.device) -> torch.device:
@@ -130,7 +152,12 @@ def resolve_path(name_or_path: str | Path) -> str:
     return name
 
 
-def _adapter_for(path: str, adapter: str | None, revision: str | None) -> ModelAdapter:
+def adapter_for(path: str, adapter: str | None = None, revision: str | None = None) -> ModelAdapter:
+    """The family of a checkpoint: the one named, or the one that serves the model type in its ``config.json``.
+
+    Raises:
+        ModelLoadError: no config, or no installed plugin serves its model type.
+    """
     if adapter is not None:
         return registry.load("adapter", adapter)()
     model_type = _read_config(path, revision).get("model_type")
@@ -139,7 +166,8 @@ def _adapter_for(path: str, adapter: str | None, revision: str | None) -> ModelA
         served = sorted({t for c in registry.components("adapter") for t in c.spec.model_types})
         raise ModelLoadError(
             f"{path}: no installed plugin serves model_type {model_type!r}; installed ones serve "
-            f"{', '.join(served) or 'nothing'}; install the plugin of that family ('dllm plugins' lists yours).{registry.missing_plugins_hint()}"
+            f"{', '.join(served) or 'nothing'}; install the plugin of that family ('dllm plugins' lists yours)."
+            + registry.missing_plugins_hint()
         )
     return registry.load("adapter", component.full_id)()
 

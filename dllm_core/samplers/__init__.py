@@ -68,7 +68,7 @@ def get_sampler(
     model_args: ModelArguments, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
 ) -> Sampler:
     """The sampler that ``model_args.sampler`` names, for a model and tokenizer from `dllm_core.utils`."""
-    from dllm_core.samplers.parts import denoiser_from
+    from dllm_core.models.loading import denoiser_from
 
     return sampler(model_args.sampler, denoiser_from(None, model, tokenizer))
 

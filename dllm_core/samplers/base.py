@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from dllm_core.errors import PromptError
-from dllm_core.models import Denoiser
+from dllm_core.models.denoiser import Denoiser
+from dllm_core.models.loading import denoiser_from
 from dllm_core.noise.counter import uniform
 from dllm_core.samplers import parts, planning
 from dllm_core.samplers.canvas import Canvas, completion_canvas, infill_canvas
@@ -52,7 +53,7 @@ class Sampler:
         tokenizer: PreTrainedTokenizerBase | None = None,
         **options: object,
     ) -> None:
-        self.denoiser = parts.denoiser_from(denoiser, model, tokenizer)
+        self.denoiser = denoiser_from(denoiser, model, tokenizer)
         self.options, self.rule, self.cache = parts.build(self.options_class, options)
         parts.check_against_model(self.options, self.cache, self.denoiser)
 
@@ -91,7 +92,7 @@ class Sampler:
     def start(self, prompts: Prompts) -> SamplerState:
         """Lay out the canvas of a run, to be moved on by `step`."""
         rows = encode(self.denoiser, prompts)
-        new_tokens = [self.options.new_tokens(len(row)) for row in rows]
+        new_tokens = [self.options.new_tokens(len(row), self.denoiser.context_length) for row in rows]
         lengths = [len(row) + new for row, new in zip(rows, new_tokens, strict=True)]
         check_lengths(self.denoiser, lengths, [len(row) for row in rows])
         return self._begin(completion_canvas(rows, new_tokens, self.options.block_size, self.denoiser.mask_token_id))

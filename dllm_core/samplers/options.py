@@ -18,7 +18,7 @@ class MaskedOptions:
     """How a canvas of masks is turned into text. Names in brackets are those of the published code.
 
     Args:
-        max_new_tokens: length of the completion canvas, in tokens.
+        max_new_tokens: length of the completion canvas, in tokens. None: 128, or what the context has left.
         max_length: prompt and completion together, in tokens; takes the place of ``max_new_tokens``.
         steps: denoising steps in all; each block gets ceil(steps / blocks). None: as many as there are positions, which
             is one token a step with the linear schedule.
@@ -90,11 +90,13 @@ class MaskedOptions:
         if self.stochastic_quota and self.quota != "schedule":
             raise OptionError("stochastic_quota draws from the schedule; use quota='schedule' with it")
 
-    def new_tokens(self, prompt_length: int) -> int:
+    def new_tokens(self, prompt_length: int, context_length: int | None) -> int:
         """Length of the completion of a prompt of that length, in tokens; below 1 where nothing fits."""
         if self.max_length is not None:
             return self.max_length - prompt_length
-        return DEFAULT_NEW_TOKENS if self.max_new_tokens is None else self.max_new_tokens
+        if self.max_new_tokens is not None:
+            return self.max_new_tokens
+        return DEFAULT_NEW_TOKENS if context_length is None else min(DEFAULT_NEW_TOKENS, context_length - prompt_length)
 
 
 DEFAULT_NEW_TOKENS = 128

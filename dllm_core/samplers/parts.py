@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from dllm_core import registry
 from dllm_core.config import from_mapping
@@ -15,27 +15,7 @@ from dllm_core.samplers.cache import CachePolicy
 from dllm_core.samplers.commit import CommitRule
 from dllm_core.samplers.options import MaskedOptions
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 OptionsT = TypeVar("OptionsT", bound=MaskedOptions)
-
-
-def denoiser_from(
-    denoiser: Denoiser | None, model: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase | None
-) -> Denoiser:
-    """The denoiser itself, or one made from a model whose family is known by its model type."""
-    if (denoiser is None) == (model is None):
-        raise OptionError("give a sampler either a denoiser (from dllm.load) or model=..., and not both")
-    if denoiser is not None:
-        return denoiser
-    component = registry.adapter_for_model_type(model.config.model_type)
-    if component is None:
-        raise OptionError(
-            f"no installed plugin serves model_type {model.config.model_type!r}; install its plugin or build a Denoiser"
-        )
-    family = registry.load("adapter", component.full_id)()
-    return Denoiser(model, family, None if tokenizer is None else family.prepare_tokenizer(tokenizer))
 
 
 def build(options_class: type[OptionsT], options: Mapping[str, object]) -> tuple[OptionsT, CommitRule, CachePolicy]:

@@ -78,7 +78,11 @@ def check_lengths(denoiser: Denoiser, lengths: Sequence[int], prompt_lengths: Se
     context = denoiser.context_length
     for number, (length, prompt) in enumerate(zip(lengths, prompt_lengths, strict=True)):
         if length <= prompt:
-            raise PromptError(f"prompt {number} has {prompt} tokens, nothing is left to generate; raise max_length")
+            full = context is not None and prompt >= context
+            raise PromptError(
+                f"prompt {number} has {prompt} tokens, which leaves nothing to generate; "
+                + (f"the model's context is {context}, so shorten it" if full else "shorten it or raise max_length")
+            )
         if context is None or length <= context:
             continue
         if prompt == 0:

@@ -23,8 +23,9 @@ class DiffusionCollator:
 
     Args:
         pad_token_id: the filler; with `learn_padding` the end of sequence.
-        learn_padding: the filler counts as text: attended to and predicted, as LLaDA trains its end of sequence
-            (arXiv:2502.09992, section 2.3). Otherwise it is neither, and a batch with filler has an ``attention_mask``.
+        learn_padding: the filler counts as text: attended to and predicted, as the end of
+            sequence is in LLaDA (arXiv:2502.09992, section 2.3). Otherwise it is neither, and a batch with filler has
+            an ``attention_mask``.
         pad_to_multiple_of: round L up, so that a compiled model meets few different lengths.
 
     Raises:

@@ -25,9 +25,9 @@ from transformers import Trainer, TrainerCallback
 
 from dllm_core.errors import DataError, OptionError
 from dllm_core.models.denoiser import Denoiser
+from dllm_core.models.loading import denoiser_from
 from dllm_core.noise.counter import key_from
 from dllm_core.objectives.base import Objective, ObjectiveOutput
-from dllm_core.samplers.parts import denoiser_from
 from dllm_core.training.arguments import DiffusionArguments
 from dllm_core.training.collator import DiffusionCollator
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 import dllm_core as dllm
 from dllm_core.cli.train import command
-from dllm_core.errors import AmbiguousComponentError, DataError, OptionError, UnknownComponentError
+from dllm_core.errors import AmbiguousComponentError, DataError, ModelLoadError, OptionError, UnknownComponentError
 from dllm_core.plugins import load_plugins, use_plugin_host
 from dllm_core.training.examples import GeneratedExamples, read_examples
 from dllm_core.training.recipes import find_recipes, load_recipe, parse_recipe
@@ -270,7 +270,7 @@ def test_a_hugging_face_model_and_tokenizer_train_as_they_are(trained, tmp_path)
     assert trainer.denoiser.mask_token_id == 1
     trainer.train()
     assert not torch.equal(model.lm_head.weight.detach(), before)
-    with use_plugin_host(load_plugins(entry_points=[])), pytest.raises(OptionError, match="serves model_type 'llama'"):
+    with use_plugin_host(load_plugins(entry_points=[])), pytest.raises(ModelLoadError, match="'llama'"):
         dllm.MDLMTrainer(model, args, processing_class=tokenizer)
 
 

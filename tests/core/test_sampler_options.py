@@ -10,7 +10,7 @@ import torch
 
 import dllm_core as dllm
 from dllm_core.conformance.toy import ExactModel, random_joint, toy_denoiser
-from dllm_core.errors import OptionError, UnknownComponentError
+from dllm_core.errors import ModelLoadError, OptionError, UnknownComponentError
 from dllm_core.samplers import CachePolicy, MaskedOptions
 from dllm_core.samplers.parts import check_against_model
 
@@ -108,7 +108,7 @@ def test_a_sampler_needs_exactly_one_model(denoiser):
 def test_a_model_of_no_installed_family_is_refused():
     model = ExactModel(random_joint(2, 2, seed=0))
     model.config.model_type = "nobody"
-    with pytest.raises(OptionError, match="no installed plugin serves model_type 'nobody'"):
+    with pytest.raises(ModelLoadError, match="no installed plugin serves model_type 'nobody'"):
         dllm.MDLMSampler(model=model)
 
 
