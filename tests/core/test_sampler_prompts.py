@@ -137,10 +137,16 @@ def test_without_a_tokenizer_prompts_are_ids(bare):
     assert str(out) == "\n".join(" ".join(map(str, row)) for row in completions)
 
 
+def test_the_default_length_fits_the_context(bare):
+    assert sampler(bare, max_new_tokens=None).sample([[0, 1], [2]]).lengths.tolist() == [LENGTH, LENGTH]
+
+
 def test_no_room_is_left_under_max_length(bare):
     assert sampler(bare, max_new_tokens=None).sample([[0, 1], [2]], max_length=4).lengths.tolist() == [4, 4]
     with pytest.raises(PromptError, match=r"prompt 1 has 4 tokens, which leaves nothing.*raise max_length"):
         sampler(bare).sample([[0, 1], [0, 1, 2, 0]], max_length=4)
+    with pytest.raises(PromptError, match=r"prompt 0 has 5 tokens.*context is 5, so shorten it"):
+        sampler(bare, max_new_tokens=None).sample([0, 1, 2, 0, 1])
     with pytest.raises(OptionError, match="max_length must be at least 1, got 0"):
         sampler(bare).sample([0], max_length=0)
 
