@@ -52,9 +52,9 @@ class Denoiser:
         self.adapter = adapter
         self.tokenizer = tokenizer
         self.logits_are_shifted = adapter.logits_are_shifted if logits_are_shifted is None else logits_are_shifted
-        ids = _special_ids(tokenizer, special_ids or {})
+        ids = known_ids(tokenizer, special_ids or {}, adapter)
         self.vocab_size: int = self.bare_model.get_input_embeddings().weight.shape[0]
-        _check_ids(ids, self.vocab_size, adapter.mask_token)
+        _check_range(ids, self.vocab_size)
         self.mask_token_id: int = ids["mask"]
         self.eos_token_id: int | None = ids.get("eos")
         self.bos_token_id: int | None = ids.get("bos")
@@ -187,21 +187,30 @@ def _position_before(input_ids: torch.Tensor, attention_mask: torch.Tensor | Non
     return torch.where(positions > first, positions - 1, positions)
 
 
-def _special_ids(tokenizer: PreTrainedTokenizerBase | None, given: Mapping[str, int]) -> dict[str, int]:
+def known_ids(
+    tokenizer: PreTrainedTokenizerBase | None, given: Mapping[str, int], adapter: ModelAdapter
+) -> dict[str, int]:
+    """Special token ids by name; those given win over the tokenizer's.
+
+    Raises:
+        ModelLoadError: no mask token is known.
+        OptionError: an unknown name.
+    """
     unknown = sorted(set(given) - set(SPECIAL_NAMES))
     if unknown:
         raise OptionError(f"unknown special id {unknown[0]!r}; allowed are {', '.join(SPECIAL_NAMES)}")
     own = {} if tokenizer is None else {n: getattr(tokenizer, f"{n}_token_id", None) for n in SPECIAL_NAMES[:4]}
-    return {name: value for name, value in (own | dict(given)).items() if value is not None}
-
-
-def _check_ids(ids: Mapping[str, int], vocab_size: int, mask_token: str | None) -> None:
+    ids = {name: value for name, value in (own | dict(given)).items() if value is not None}
     if "mask" not in ids:
-        looked_for = f" (this family's is {mask_token!r})" if mask_token else ""
+        looked_for = f" (this family's is {adapter.mask_token!r})" if adapter.mask_token else ""
         raise ModelLoadError(
             f"no mask token is known: the tokenizer has none{looked_for}; give special_ids={{'mask': ID}} or a "
             "tokenizer with a mask token"
         )
+    return ids
+
+
+def _check_range(ids: Mapping[str, int], vocab_size: int) -> None:
     for name, value in ids.items():
         if not 0 <= value < vocab_size:
             raise ModelLoadError(

@@ -14,7 +14,7 @@ import torch
 from dllm_core import registry
 from dllm_core.errors import ModelLoadError, OptionError
 from dllm_core.models.adapter import ModelAdapter
-from dllm_core.models.denoiser import Denoiser
+from dllm_core.models.denoiser import Denoiser, known_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -66,10 +66,11 @@ def load(
     family = adapter_for(path, adapter, revision)
     config = _from_checkpoint(path, lambda: family.load_config(path, revision=revision))
     family.check_config(config)
-    if tokenizer is None and special_ids is None:
-        tokenizer = _from_checkpoint(path, lambda: family.load_tokenizer(path, revision=revision))
-    elif tokenizer is not None:
+    if tokenizer is None:
+        tokenizer = _tokenizer_of(path, family, revision, needed=special_ids is None)
+    else:
         tokenizer = family.prepare_tokenizer(tokenizer)
+    known_ids(tokenizer, special_ids or {}, family)  # a checkpoint without a mask token fails before its weights load
     if torch_dtype == "auto" and target.type == "cpu":
         torch_dtype = torch.float32  # half precision is slow and coarse on most CPUs
     with _bar_for_large_models(path):
@@ -193,6 +194,17 @@ def _hub_config(name: str, revision: str | None) -> Path:
         raise ModelLoadError(
             f"no model {name!r}: no such folder, and the hub did not give it ({reason}); check the name and the network"
         ) from error
+
+
+def _tokenizer_of(
+    path: str, family: ModelAdapter, revision: str | None, *, needed: bool
+) -> PreTrainedTokenizerBase | None:
+    try:
+        return _from_checkpoint(path, lambda: family.load_tokenizer(path, revision=revision))
+    except ModelLoadError:
+        if needed or Path(path).is_dir():  # a folder's own tokenizer that cannot be read is worth knowing of
+            raise
+        return None
 
 
 @contextmanager

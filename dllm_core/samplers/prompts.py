@@ -81,7 +81,7 @@ def check_lengths(denoiser: Denoiser, lengths: Sequence[int], prompt_lengths: Se
             full = context is not None and prompt >= context
             raise PromptError(
                 f"prompt {number} has {prompt} tokens, which leaves nothing to generate; "
-                + (f"the model's context is {context}, so shorten it" if full else "shorten it or raise max_length")
+                + (f"the model's context is {context}, so shorten the prompt" if full else "shorten it or raise max_length")
             )
         if context is None or length <= context:
             continue
