@@ -79,10 +79,8 @@ def check_lengths(denoiser: Denoiser, lengths: Sequence[int], prompt_lengths: Se
     for number, (length, prompt) in enumerate(zip(lengths, prompt_lengths, strict=True)):
         if length <= prompt:
             full = context is not None and prompt >= context
-            raise PromptError(
-                f"prompt {number} has {prompt} tokens, which leaves nothing to generate; "
-                + (f"the model's context is {context}, so shorten the prompt" if full else "shorten it or raise max_length")
-            )
+            why = f"the model's context is {context}; shorten the prompt" if full else "shorten it or raise max_length"
+            raise PromptError(f"prompt {number} has {prompt} tokens, which leaves nothing to generate; {why}")
         if context is None or length <= context:
             continue
         if prompt == 0:
