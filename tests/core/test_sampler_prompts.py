@@ -145,7 +145,7 @@ def test_no_room_is_left_under_max_length(bare):
     assert sampler(bare, max_new_tokens=None).sample([[0, 1], [2]], max_length=4).lengths.tolist() == [4, 4]
     with pytest.raises(PromptError, match=r"prompt 1 has 4 tokens, which leaves nothing.*raise max_length"):
         sampler(bare).sample([[0, 1], [0, 1, 2, 0]], max_length=4)
-    with pytest.raises(PromptError, match=r"prompt 0 has 5 tokens.*context is 5, so shorten it"):
+    with pytest.raises(PromptError, match=r"prompt 0 has 5 tokens.*context is 5; shorten the prompt"):
         sampler(bare, max_new_tokens=None).sample([0, 1, 2, 0, 1])
     with pytest.raises(OptionError, match="max_length must be at least 1, got 0"):
         sampler(bare).sample([0], max_length=0)
