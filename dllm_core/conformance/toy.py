@@ -39,13 +39,14 @@ class ExactModel(nn.Module):
 
     Args:
         joint: (V,) * D probabilities, sum 1; axis i is position i.
+        shifted: column i scores the token at column i + 1, as in models with an autoregressive heritage.
     """
 
     log_zero = -60.0  # finite, so that noise and guidance never meet inf - inf; e^-60 is nothing beside real mass
 
-    def __init__(self, joint: Tensor) -> None:
+    def __init__(self, joint: Tensor, *, shifted: bool = False) -> None:
         super().__init__()
-        self.vocab, self.length = joint.shape[0], joint.dim()
+        self.vocab, self.length, self.shifted = joint.shape[0], joint.dim(), shifted
         states = torch.cartesian_prod(*[torch.arange(self.vocab)] * self.length).reshape(-1, self.length)
         self.register_buffer("states", states)  # (S, D)
         self.register_buffer("probabilities", joint.reshape(-1))  # (S,)
@@ -79,6 +80,8 @@ class ExactModel(nn.Module):
         posterior = self._posteriors(self._evidence(input_ids, known, axes))  # (B, D, V)
         rows = posterior.gather(1, axes[..., None].expand(-1, -1, self.vocab))  # (B, L, V)
         hidden = rows.log().clamp_min(self.log_zero)
+        if self.shifted:
+            hidden = hidden.roll(-1, 1)
         return ToyOutput(self.head(nn.functional.pad(hidden, (0, 1), value=self.log_zero)))
 
     def _evidence(self, input_ids: Tensor, known: Tensor, axes: Tensor) -> Tensor:
@@ -108,10 +111,16 @@ class ToyAdapter(ModelAdapter):
     model_types = ("exact-toy",)
 
 
-def toy_denoiser(joint: Tensor, *, eos: int | None = None) -> Denoiser:
-    """A denoiser that knows ``joint`` (V,) * D exactly; the mask token is id V, prompts are token ids."""
-    ids = {"mask": joint.shape[0]} | ({} if eos is None else {"eos": eos})
-    return Denoiser(ExactModel(joint), ToyAdapter(), special_ids=ids)
+def toy_denoiser(joint: Tensor, *, eos: int | None = None, pad: int | None = None, shifted: bool = False) -> Denoiser:
+    """A denoiser that knows ``joint`` (V,) * D exactly; the mask token is id V, prompts are token ids.
+
+    Args:
+        eos, pad: data tokens with that part to play; None: no end of sequence, padding as `Denoiser` chooses it.
+        shifted: the model underneath scores the token to the right; the denoiser knows and undoes it.
+    """
+    ids = {"mask": joint.shape[0], "eos": eos, "pad": pad}
+    given = {name: token for name, token in ids.items() if token is not None}
+    return Denoiser(ExactModel(joint, shifted=shifted), ToyAdapter(), special_ids=given, logits_are_shifted=shifted)
 
 
 def random_joint(vocab: int, length: int, *, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:

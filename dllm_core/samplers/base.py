@@ -121,13 +121,48 @@ class Sampler:
             proposal = without_borrowed_lead(proposal, slots, masked)
         commit = self.rule.select(proposal, masked, block.step_quota)  # (R, M)
         committed = spread(commit.long(), slots, commit, ids.shape[1]).bool()  # (R, W)
-        ids = torch.where(committed, spread(proposal.tokens, slots, commit, ids.shape[1]), ids)
+        ids = self.revise(state, torch.where(committed, spread(proposal.tokens, slots, commit, ids.shape[1]), ids))
         planning.write_rows(state.input_ids, block.rows, ids)
         confidence = planning.confidence_map(proposal.confidence, slots, masked, ids.shape[1])
         block.step += 1
         if block.step == len(block.open_counts) or not (self.rule.follows_quota or self._has_masks(ids, block)):
             self._close(state, ids)
         return self._report(state, block, committed, confidence)
+
+    def open_block(self, state: SamplerState) -> Block | None:
+        """The next block that has a mask in any unfinished row, None where none is left.
+
+        A sampler that plans its commits in another way overrides this and changes the block's ``quota`` and
+        ``open_counts``.
+        """
+        return planning.open_block(state, self.options, self.rule.follows_quota)
+
+    def revise(self, state: SamplerState, ids: torch.Tensor) -> torch.Tensor:
+        """What a step leaves of the canvas after its commits; as it is, unless a sampler overrides this.
+
+        A sampler that masks tokens again puts the mask token there, only inside ``state.block``, where it must have
+        planned for them (`open_block`).
+
+        Args:
+            state: the run; ``input_ids`` still holds the canvas before the step.
+            ids: (R, W) int64, the canvas with the step's commits, rows as in ``state.block.rows``.
+
+        Returns:
+            (R, W) int64.
+        """
+        return ids
+
+    def noise(self, state: SamplerState, purpose: int, positions: torch.Tensor) -> torch.Tensor:
+        """Uniform numbers for this step, a pure function of row key, purpose, block, step and position.
+
+        Args:
+            purpose: what they are for; 0 to 15 are the core's own.
+            positions: (R, M) int64.
+
+        Returns:
+            (R, M) float64, between 0 and 1.
+        """
+        return uniform(state.keys[state.block.rows, None], purpose, state.block.number, state.block.step, positions)
 
     def finish(self, state: SamplerState) -> SampleOutput:
         """The result of a run whose last step was taken."""
@@ -161,7 +196,7 @@ class Sampler:
 
     def _begin(self, canvas: Canvas) -> SamplerState:
         state = planning.first_state(canvas, self.denoiser, self.options)
-        state.block = planning.open_block(state, self.options, self.rule.follows_quota)
+        state.block = self.open_block(state)
         return state
 
     def _logits(self, state: SamplerState, ids: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
@@ -179,12 +214,11 @@ class Sampler:
         return logits if state.hidden is None else guided(*logits.chunk(2), self.options.guidance_scale)
 
     def _draws(self, state: SamplerState, slots: torch.Tensor) -> Draws:
-        """This step's noise, a pure function of row key, block, step and position."""
-        options, block = self.options, state.block
-        keys = state.keys[block.rows, None]  # (R, 1)
+        """The numbers that this step's proposal needs."""
+        options = self.options
 
         def draw(purpose: int, wanted: bool) -> torch.Tensor | None:
-            return uniform(keys, purpose, block.number, block.step, slots) if wanted else None
+            return self.noise(state, purpose, slots) if wanted else None
 
         return Draws(
             token=draw(planning.TOKEN, options.temperature > 0),
@@ -203,7 +237,7 @@ class Sampler:
             found = torch.isin(ids.gather(1, state.block.positions), ends) & state.block.valid
             ended = found.any(1).tolist()  # the one question to the device in a block
         planning.end_rows(state, ended, self.denoiser)
-        state.block = planning.open_block(state, self.options, self.rule.follows_quota)
+        state.block = self.open_block(state)
 
     def _report(self, state: SamplerState, block: Block, committed: torch.Tensor, confidence: torch.Tensor) -> Step:
         full = torch.zeros_like(state.input_ids, dtype=torch.bool)
