@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
+from safetensors import SafetensorError
 
 from dllm_core import registry
-from dllm_core.errors import ModelLoadError, OptionError
+from dllm_core.errors import DllmError, ModelLoadError, OptionError
 from dllm_core.models.adapter import ModelAdapter
 from dllm_core.models.denoiser import Denoiser, known_ids
 
@@ -117,19 +118,31 @@ def denoiser_from(
 
 
 def pick_device(device: str | torch.device) -> torch.device:
-    """``"auto"``: the accelerator that torch sees, else the CPU."""
+    """``"auto"``: the accelerator that torch sees, else the CPU.
+
+    Raises:
+        OptionError: no such device here.
+    """
     if device == "auto":
         found = torch.accelerator.current_accelerator(check_available=True)
         return torch.device("cpu") if found is None else found
     try:
+        torch.empty(0, device=device)  # a name that torch knows may still be a device that is not here
         return torch.device(device)
-    except RuntimeError as error:
-        raise OptionError(f"device must be 'auto', 'cpu', 'cuda', 'cuda:1', 'mps' ..., got {device!r}") from error
+    except (RuntimeError, AssertionError, TypeError) as error:  # AssertionError: torch was built without it
+        raise OptionError(
+            f"device must be 'auto', 'cpu', or one that torch sees here, such as 'cuda', 'cuda:1' or 'mps'; got "
+            f"{device!r} ({_first_line(error)})"
+        ) from error
 
 
 def pick_dtype(dtype: str | torch.dtype) -> torch.dtype | str:
-    """A torch dtype by name; ``"auto"`` stays as it is."""
-    if isinstance(dtype, torch.dtype) or dtype == "auto":
+    """A torch dtype by name; ``"auto"`` stays as it is.
+
+    Raises:
+        OptionError: not a floating-point type, or an unknown name.
+    """
+    if dtype == "auto" or (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         return dtype
     if dtype not in DTYPES:
         raise OptionError(f"dtype must be 'auto' or one of {', '.join(DTYPES)}, got {dtype!r}")
@@ -139,7 +152,7 @@ def pick_dtype(dtype: str | torch.dtype) -> torch.dtype | str:
 def resolve_path(name_or_path: str | Path) -> str:
     """A folder stays, the name of a bundled checkpoint becomes its folder, anything else is a hub id."""
     name = str(name_or_path)
-    if Path(name).is_dir():
+    if name and Path(name).is_dir():  # the empty path would be the working directory
         return name
     bundled = registry.find_bundled(name)
     if bundled is not None:
@@ -178,9 +191,12 @@ def _read_config(path: str, revision: str | None) -> dict[str, object]:
     if not file.is_file():
         raise ModelLoadError(f"{path} has no config.json, so it is not a checkpoint; give the folder that holds one")
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ModelLoadError(f"{file} is not valid JSON ({error}); download the checkpoint again") from error
+    if not isinstance(config, dict):
+        raise ModelLoadError(f"{file} must hold a JSON object; download the checkpoint again")
+    return config
 
 
 def _hub_config(name: str, revision: str | None) -> Path:
@@ -190,9 +206,9 @@ def _hub_config(name: str, revision: str | None) -> Path:
     try:
         return Path(hf_hub_download(name, "config.json", revision=revision))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelLoadError(
-            f"no model {name!r}: no such folder, and the hub did not give it ({reason}); check the name and the network"
+            f"no model {name!r}: no such folder, and the hub did not give it ({_first_line(error)}); check the name "
+            "and the network"
         ) from error
 
 
@@ -227,8 +243,12 @@ def _from_checkpoint(path: str, read: Callable[[], ReadT]) -> ReadT:
     """Say which checkpoint it was when Hugging Face cannot read a part of it."""
     try:
         return read()
-    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a weight of another shape
-        if isinstance(error, ModelLoadError):
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        # RuntimeError: a weight of another shape. ImportError: a package that the attention implementation needs.
+        if isinstance(error, DllmError):
             raise
-        reason = str(error).strip().splitlines()[0]
-        raise ModelLoadError(f"{path}: {reason}") from error
+        raise ModelLoadError(f"{path}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
