@@ -122,9 +122,7 @@ def test_random_confidence_is_the_draw():
 @pytest.mark.parametrize("confidence_temperature", [0.0, 0.7])
 def test_tokens_of_suppressed_confidence_may_be_chosen_but_rank_last(kind, confidence_temperature):
     sure_of_0, unsure = torch.tensor([9.0, 8.0, 0, 0, 0, 0]), torch.tensor([0, 0, 0.2, 0, 0, 0])
-    chosen = options(
-        confidence=kind, suppress_confidence_tokens=(0,), confidence_temperature=confidence_temperature
-    )
+    chosen = options(confidence=kind, suppress_confidence_tokens=(0,), confidence_temperature=confidence_temperature)
     draw = torch.tensor([[0.9, 0.1, 0.2]], dtype=torch.float64)
     draws = Draws(None, draw, draw if confidence_temperature else None)
     proposal = propose(torch.stack([sure_of_0, unsure, unsure])[None], MASK, chosen, draws)
