@@ -104,17 +104,15 @@ def _draw(logits: torch.Tensor, temperature: float, draw: torch.Tensor) -> torch
 
 def _keep_top(logits: torch.Tensor, mask_token_id: int, options: MaskedOptions) -> torch.Tensor:
     """-inf outside the nucleus and the k best; at least one token besides the mask token stays."""
-    tempered = logits / options.temperature if options.temperature > 0 else logits
-    ordered, order = tempered.sort(-1, descending=True)  # (B, M, V)
-    keep = torch.ones_like(ordered, dtype=torch.bool)
+    keep = torch.ones_like(logits, dtype=torch.bool)
     if options.top_p is not None:
+        tempered = logits / options.temperature if options.temperature > 0 else logits
+        ordered, order = tempered.sort(-1, descending=True)  # (B, M, V)
         before = ordered.softmax(-1).cumsum(-1).roll(1, -1)  # the mass in front of each token
         before[..., 0] = 0
-        keep &= before <= options.top_p
+        keep.scatter_(-1, order, before <= options.top_p)
     if options.top_k is not None:
-        kept_so_far = torch.where(keep, ordered, -torch.inf)
-        keep &= kept_so_far >= kept_so_far[..., min(options.top_k, ordered.shape[-1]) - 1, None]
-    keep = torch.zeros_like(keep).scatter(-1, order, keep)
+        keep &= logits >= logits.topk(min(options.top_k, logits.shape[-1]), -1).values[..., -1:]
     best = logits.index_fill(-1, torch.tensor(mask_token_id, device=logits.device), -torch.inf).argmax(-1, True)
     return logits.masked_fill(~keep.scatter(-1, best, True), -torch.inf)
 

@@ -159,3 +159,25 @@ def test_where_the_published_code_attends_to_filler(folder, case):
     for row, length in enumerate(lengths):
         if length == max(lengths):
             assert torch.equal(got[:, row], published(folder, case)[:, row])
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 1.0, "confidence": "random"},
+        {"temperature": 0.7, "top_p": 0.9, "guidance_scale": 0.5, "confidence": "entropy", "stochastic_quota": True},
+    ],
+)
+def test_a_row_draws_alone_what_it_draws_in_any_batch(implementation, options):
+    """Padding changes the shapes that attention computes in, but neither the noise nor the text."""
+    special_ids = json.loads((GOLDENS / "mha" / "cases.json").read_text())["special_ids"]
+    model = dllm.load(GOLDENS / "mha", special_ids=special_ids, attn_implementation=implementation)
+    prompts = [[5, 9, 2], [7], [1, 2, 3, 4, 5, 6, 7, 8]]
+    sampler = dllm.MDLMSampler(model, max_new_tokens=24, block_size=8, steps=12, seed=3, **options)
+    together = sampler.sample(prompts)
+    for row, prompt in enumerate(prompts):
+        alone = sampler.sample(prompt)
+        assert torch.equal(alone.sequences[0], together.sequences[row, : len(prompt) + 24])
+    turned = sampler.sample(prompts[::-1])
+    assert torch.equal(turned.sequences.flip(0), together.sequences)
