@@ -77,7 +77,7 @@ Examples:
 @click.option("--sampler", metavar="NAME", help=f"Default: {DEFAULT_SAMPLER}. 'dllm plugins' lists them.")
 @click.option("-o", "assignments", multiple=True, metavar="KEY=VALUE", help="A sampler option; may be repeated.")
 @click.option("--max-new-tokens", type=int, help="Length of the completion, in tokens.")
-@click.option("--steps", type=int, help="Denoising steps in all. Default: one token a step.")
+@click.option("--steps", type=int, help="Denoising steps in all. Default: one a token.")
 @click.option("--block-size", type=int, help="Finish the text block by block, each of so many tokens.")
 @click.option("--temperature", type=float, help="0 takes the most probable token.  [default: 0]")
 @click.option("--seed", type=int, help="Of the noise, where there is any.  [default: 0]")

@@ -116,7 +116,7 @@ class Denoiser:
         if position_ids is None and attention_mask is not None and cache is None:
             position_ids = _positions_of(attention_mask)
         select = self._selection(at, attention_mask, input_ids)
-        with _rows_projected(self.bare_model.get_output_embeddings(), select):
+        with _rows_projected(self._head(), select):
             out = self.model(
                 input_ids=input_ids,
                 attention_mask=self._model_mask(attention_mask, attention),
@@ -133,6 +133,15 @@ class Denoiser:
             raise OptionError(f"{family} declares no KV cache; use cache='none'")
         if attention is not None and not self.adapter.supports_block_causal:
             raise OptionError(f"{family} takes no attention pattern; use a sampler without block-causal attention")
+
+    def _head(self) -> torch.nn.Module:
+        head = self.bare_model.get_output_embeddings()
+        if head is None:
+            raise ModelLoadError(
+                f"{type(self.bare_model).__name__} scores no tokens: it has no vocabulary head "
+                "(get_output_embeddings() is None); load the class with a language-modelling head"
+            )
+        return head
 
     def _model_mask(self, attention_mask: torch.Tensor | None, attention: torch.Tensor | None) -> torch.Tensor | None:
         if attention is None:

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
 import dllm_core as dllm
-from dllm_core.conformance.toy import ExactModel, ToyAdapter, random_joint
+from dllm_core.conformance.toy import ExactModel, ToyAdapter, random_joint, toy_denoiser
 from dllm_core.errors import ModelLoadError, OptionError
 from dllm_core.models import ModelAdapter, as_model_mask, block_causal_pattern, padding_pattern
 
@@ -330,3 +330,10 @@ def test_bad_special_ids(special_ids, error, words):
 def test_a_tokenizer_without_a_mask_token_is_not_enough():
     with pytest.raises(ModelLoadError, match="the tokenizer has none"):
         dllm.Denoiser(encoder(), EncoderAdapter(), tokenizer_with(eos_token="<eos>"))
+
+
+def test_a_model_without_a_vocabulary_head_is_refused(monkeypatch):
+    denoiser = toy_denoiser(random_joint(3, 2, seed=0))
+    monkeypatch.setattr(denoiser.model, "get_output_embeddings", lambda: None)
+    with pytest.raises(ModelLoadError, match=r"ExactModel scores no tokens.*language-modelling head"):
+        denoiser.logits(torch.tensor([[3, 3]]), at=torch.tensor([[0]]))
