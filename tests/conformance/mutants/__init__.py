@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from mutant import Mutant
+from tests.conformance.mutant import Mutant
 
 
 def all_mutants() -> list[Mutant]:
