@@ -5,6 +5,24 @@
 
 from __future__ import annotations
 
+from dllm_core.conformance.cache_policy import CachePolicyTests
+from dllm_core.conformance.commit_rule import CommitRuleTests
+from dllm_core.conformance.sampler import SamplerTests
 from dllm_core.conformance.suite import Suite
 
-SUITES: list[type[Suite]] = []
+
+class MDLMSampling(SamplerTests):
+    component = "core/mdlm"
+    samples_exactly = True
+
+
+class QuotaRule(CommitRuleTests):
+    component = "core/quota"
+
+
+class NoCachePolicy(CachePolicyTests):
+    component = "core/none"
+    exact = True
+
+
+SUITES: list[type[Suite]] = [MDLMSampling, QuotaRule, NoCachePolicy]

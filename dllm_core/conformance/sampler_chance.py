@@ -87,7 +87,7 @@ class ChanceChecks(SamplerSuite):
             expect(
                 torch.equal(torch.get_rng_state(), before[0]), "sampling moves torch's global generator; use your own"
             )
-            expect(random.getstate() == before[1], "sampling moves Python's global generator; use your own")
+            expect(random.getstate() == before[1], "sampling moves Python's global generator; draw elsewhere")
 
     def test_a_row_is_the_same_alone_and_in_any_batch(self) -> None:
         """A ragged batch gives each row what it gets alone, at any temperature.
