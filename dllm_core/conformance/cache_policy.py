@@ -14,7 +14,7 @@ from torch import Tensor
 from dllm_core.conformance.counting import counted
 from dllm_core.conformance.expect import expect, expect_close, expect_equal
 from dllm_core.conformance.part_suite import PartSuite
-from dllm_core.conformance.sampler_suite import MASK, PAD, PROMPTS, STEPS, fresh, start_of, steps_of, texts
+from dllm_core.conformance.sampler_suite import CANVASES, MASK, PAD, PROMPTS, STEPS, fresh, start_of, steps_of, texts
 from dllm_core.conformance.suite import requires
 from dllm_core.errors import OptionError
 from dllm_core.models.denoiser import Denoiser
@@ -26,6 +26,7 @@ SETTINGS: tuple[dict[str, object], ...] = (
     {"block_size": None, "steps": 2},
     {"block_size": 3, "temperature": 1.0, "confidence": "random"},
     {"block_size": 3, "guidance_scale": 1.0},
+    {"block_size": 1, "temperature": 1.0, "stop_at_eos": True},  # rows end at different steps
 )
 
 
@@ -230,6 +231,8 @@ class CachePolicyTests(PartSuite):
                 words = f"step {plain.index} with {options} and without a cache"
                 expect_equal(cached.input_ids, plain.input_ids, f"canvas after {words}")
                 expect_close(cached.confidence, plain.confidence, f"confidence in {words}", tolerance=self.tolerance)
+            got, want = (texts(self.sampler(part, denoiser, **options).infill(fresh(CANVASES))) for part in parts)
+            expect_equal(got, want, f"infilled canvases with {options} and without a cache")
 
 
 def ragged() -> tuple[Tensor, Tensor, Tensor]:

@@ -5,6 +5,7 @@ Shapes: B rows, L canvas length, V vocabulary, D length of the toy's joint.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dllm_core.conformance.chi_square import expect_fit
-from dllm_core.conformance.expect import expect, expect_equal
+from dllm_core.conformance.expect import expect, expect_equal, expect_refused
 from dllm_core.conformance.sampler_suite import (
     CANVASES,
     END,
@@ -28,6 +29,7 @@ from dllm_core.conformance.sampler_suite import (
 )
 from dllm_core.conformance.suite import requires
 from dllm_core.conformance.toy import random_joint
+from dllm_core.errors import OptionError
 
 
 class ChanceChecks(SamplerSuite):
@@ -64,14 +66,31 @@ class ChanceChecks(SamplerSuite):
 
     @requires("supports_temperature")
     def test_other_seeds_give_other_texts(self) -> None:
-        """At ``temperature=1`` different seeds give different texts.
+        """At ``temperature=1`` different seeds give different texts, and so do copies of a prompt in one batch.
 
         Why: a seed that never reaches the noise gives one answer a thousand times; votes and pass@k are then worthless.
 
-        Mend: make the row's noise key from its seed.
+        Mend: make the row's noise key from its seed, and from how many equal rows stand before it.
         """
         results = [self._texts(PROMPTS, temperature=1.0, seed=seed) for seed in range(6)]
         expect(any(each != results[0] for each in results), f"six seeds give one result: {results[0]}; use the seed")
+        copies = self._texts([PROMPTS[0]] * 8, temperature=1.0)
+        expect(any(each != copies[0] for each in copies), f"eight copies of a prompt get one text: {copies[0]}")
+
+    def test_every_row_may_have_its_own_seed(self) -> None:
+        """A list of seeds gives each row what it gets alone with its seed; a list of another length is refused.
+
+        Why: servers batch requests with seeds of their own; the batch must not change what a seed means.
+
+        Mend: read ``seed`` as one int for all rows or one a row (`dllm_core.samplers.planning.row_keys`).
+        """
+        seeds = [5, 6, 7]
+        together = self._texts(PROMPTS, temperature=self.temperature, seed=seeds)
+        pairs = zip(PROMPTS, seeds, strict=True)
+        alone = [self._texts([prompt], temperature=self.temperature, seed=seed)[0] for prompt, seed in pairs]
+        expect_equal(together, alone, f"rows with seeds {seeds}, and alone")
+        sample = functools.partial(self._texts, PROMPTS, seed=seeds[:2])
+        expect_refused(sample, OptionError, "seed", "two seeds for three prompts")
 
     def test_global_random_numbers_are_left_alone(self) -> None:
         """Sampling neither seeds nor draws from the generators of the process.

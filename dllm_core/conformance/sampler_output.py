@@ -97,6 +97,20 @@ class OutputChecks(SamplerSuite):
         expect_equal(output.sequences.dtype, torch.int64, "dtype of sequences")
         expect(output.texts is None, f"texts without a tokenizer: {output.texts}; give None")
 
+    def test_texts_are_the_completions(self) -> None:
+        """With a tokenizer, prompts may be text, and ``texts`` are the completions up to the end of sequence.
+
+        Why: texts that repeat the prompt, run on after the end, or show special tokens spoil every score.
+
+        Mend: decode each row from its prompt's length to its first end of sequence, special tokens left out.
+        """
+        denoiser = self.denoiser(eos=END, pad=PAD, with_words=True)
+        for seed in range(3):
+            sampler = self.make(denoiser, temperature=self.temperature, seed=seed)
+            output = sampler.sample([_words(prompt) for prompt in PROMPTS])
+            expect_equal(output.sequences, sampler.sample(fresh(PROMPTS)).sequences, "sequences of text and of its ids")
+            expect_equal(output.texts, [_words(row) for row in completions(output, end=END)], "texts of completions")
+
     def test_max_length_holds_for_one_call(self) -> None:
         """``sample(prompts, max_length=n)`` makes rows of n tokens, this time only.
 
@@ -283,6 +297,10 @@ def best_tokens(
         unconditional = _scores(denoiser, bare)
         scores = unconditional + (scale + 1) * (scores - unconditional)
     return scores[:, len(prompts[0]) :, :VOCAB].argmax(-1).tolist()
+
+
+def _words(tokens: list[int]) -> str:
+    return " ".join(f"w{token}" for token in tokens)
 
 
 @torch.no_grad()

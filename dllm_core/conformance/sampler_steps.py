@@ -221,6 +221,7 @@ def expect_shapes(step: Step, words: str) -> None:
     expect(isinstance(step.block, int) and step.block >= 0, f"{words}: block is {step.block!r}; count from 0")
     unknown = step.confidence[step.committed].isnan()
     expect(not bool(unknown.any()), f"{words}: confidence is nan where tokens were written; report it there")
+    expect(not step.confidence.requires_grad, f"{words}: confidence holds on to the model's graph; use torch.no_grad")
 
 
 def _span(steps: list[Step], row: int, block: int) -> list[int]:

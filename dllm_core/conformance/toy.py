@@ -13,8 +13,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from dllm_core.models.adapter import ModelAdapter
 from dllm_core.models.denoiser import Denoiser
@@ -111,16 +114,30 @@ class ToyAdapter(ModelAdapter):
     model_types = ("exact-toy",)
 
 
-def toy_denoiser(joint: Tensor, *, eos: int | None = None, pad: int | None = None, shifted: bool = False) -> Denoiser:
+def toy_denoiser(
+    joint: Tensor, *, eos: int | None = None, pad: int | None = None, shifted: bool = False, with_words: bool = False
+) -> Denoiser:
     """A denoiser that knows ``joint`` (V,) * D exactly; the mask token is id V, prompts are token ids.
 
     Args:
         eos, pad: data tokens with that part to play; None: no end of sequence, padding as `Denoiser` chooses it.
         shifted: the model underneath scores the token to the right; the denoiser knows and undoes it.
+        with_words: gives it `toy_tokenizer`, so that prompts may be text.
     """
     ids = {"mask": joint.shape[0], "eos": eos, "pad": pad}
     given = {name: token for name, token in ids.items() if token is not None}
-    return Denoiser(ExactModel(joint, shifted=shifted), ToyAdapter(), special_ids=given, logits_are_shifted=shifted)
+    tokenizer = toy_tokenizer(joint.shape[0], eos=eos) if with_words else None
+    model = ExactModel(joint, shifted=shifted)
+    return Denoiser(model, ToyAdapter(), tokenizer, special_ids=given, logits_are_shifted=shifted)
+
+
+def toy_tokenizer(vocab: int, *, eos: int | None = None) -> PreTrainedTokenizerFast:
+    """Words ``w0 w1 ...`` for the data tokens, ``[MASK]`` for id V; the end of sequence is a special token."""
+    words = {f"w{token}": token for token in range(vocab)} | {"[MASK]": vocab}
+    rules = Tokenizer(WordLevel(words, unk_token="[MASK]"))
+    rules.pre_tokenizer = WhitespaceSplit()
+    special = {} if eos is None else {"eos_token": f"w{eos}"}
+    return PreTrainedTokenizerFast(tokenizer_object=rules, mask_token="[MASK]", **special)
 
 
 def random_joint(vocab: int, length: int, *, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:

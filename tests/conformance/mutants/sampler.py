@@ -69,6 +69,20 @@ class BatchLengths(MDLMSampler):
         return replace(output, lengths=torch.full_like(output.lengths, int(output.lengths.max())))
 
 
+class ReadsOutThePrompt(MDLMSampler):
+    def finish(self, state: SamplerState) -> SampleOutput:
+        output = super().finish(state)
+        decode = self.denoiser.tokenizer.batch_decode
+        return replace(output, texts=decode(output.sequences, skip_special_tokens=True))
+
+
+class ReadsOnAfterTheEnd(MDLMSampler):
+    def finish(self, state: SamplerState) -> SampleOutput:
+        output = super().finish(state)
+        rows = [row[start:] for row, start in zip(output.sequences, output.prompt_lengths, strict=True)]
+        return replace(output, texts=self.denoiser.tokenizer.batch_decode(rows, skip_special_tokens=True))
+
+
 class KeepsMaxLength(MDLMSampler):
     def sample(self, prompts=None, *, prompt=None, max_length=None) -> SampleOutput:
         if max_length is not None:
@@ -178,6 +192,11 @@ class ForgetsConfidence(MDLMSampler):
         return replace(step, confidence=step.confidence.masked_fill(step.committed, torch.nan))
 
 
+class KeepsTheGraph(MDLMSampler):
+    def step(self, state: SamplerState) -> Step:
+        return MDLMSampler.step.__wrapped__(self, state)  # without its torch.no_grad
+
+
 class YieldsTheLiveCanvas(MDLMSampler):
     def step(self, state: SamplerState) -> Step:
         return replace(super().step(state), input_ids=state.input_ids)
@@ -230,6 +249,21 @@ class SeedsFromTheProcess(OtherOptions):
 class IgnoresTheSeed(OtherOptions):
     def other(self) -> dict[str, object]:
         return {"seed": 0}
+
+
+class RepeatsItself(MDLMSampler):
+    def start(self, prompts) -> SamplerState:
+        state = super().start(prompts)
+        same = (state.input_ids[:, None] == state.input_ids).all(-1)  # (B, B)
+        state.keys = state.keys[same.long().argmax(1)]
+        return state
+
+
+class SeedsAllRowsAlike(MDLMSampler):
+    def start(self, prompts) -> SamplerState:
+        if not isinstance(self.options.seed, int) and len(self.options.seed) == len(prompts):
+            self.options = replace(self.options, seed=self.options.seed[0])
+        return super().start(prompts)
 
 
 class SeedsTheProcess(MDLMSampler):
@@ -328,6 +362,8 @@ MUTANTS = [
     broken("test_no_mask_is_left", EndsBlocksEarly, "leaves out the last step of a block"),
     broken("test_mask_token_is_never_chosen", ChoosesMasks, "commits the mask token where the model favours it"),
     broken("test_lengths_are_those_asked_for", BatchLengths, "gives every row the length of the longest"),
+    broken("test_texts_are_the_completions", ReadsOutThePrompt, "gives the prompt as part of the text"),
+    broken("test_texts_are_the_completions", ReadsOnAfterTheEnd, "gives what follows the end of sequence"),
     broken("test_max_length_holds_for_one_call", KeepsMaxLength, "keeps max_length for the next call"),
     broken("test_one_greedy_step_takes_the_best_tokens", ReadsOneOff, "reads scores one position off"),
     broken("test_one_token_is_left_by_top_k_1_and_by_a_small_top_p", IgnoresTopK, "ignores top_k"),
@@ -346,6 +382,7 @@ MUTANTS = [
     broken("test_steps_are_well_formed", CountsFromOne, "counts steps from 1"),
     broken("test_steps_are_well_formed", IsDoneTooEarly, "says done while masks are left"),
     broken("test_steps_are_well_formed", ForgetsConfidence, "reports no confidence where it writes"),
+    broken("test_steps_are_well_formed", KeepsTheGraph, "keeps the model's graph in every step"),
     broken("test_steps_stay_as_they_were", YieldsTheLiveCanvas, "yields the canvas that it goes on writing"),
     broken("test_committed_is_what_changed", MarksProposals, "marks proposals as commits"),
     broken("test_nothing_is_written_twice", RewritesTokens, "commits a position again in later steps"),
@@ -355,6 +392,8 @@ MUTANTS = [
     broken("test_temperature_0_ignores_the_seed", AlwaysDraws, "draws at temperature 0"),
     broken("test_same_seed_gives_the_same_texts", SeedsFromTheProcess, "adds the process's seed to its own"),
     broken("test_other_seeds_give_other_texts", IgnoresTheSeed, "ignores the seed"),
+    broken("test_other_seeds_give_other_texts", RepeatsItself, "gives copies of a prompt one text"),
+    broken("test_every_row_may_have_its_own_seed", SeedsAllRowsAlike, "takes the first seed for all rows"),
     broken("test_global_random_numbers_are_left_alone", SeedsTheProcess, "seeds torch's global generator"),
     broken("test_global_random_numbers_are_left_alone", UsesPythonsGenerator, "draws from Python's global generator"),
     broken("test_a_row_is_the_same_alone_and_in_any_batch", DropsTheRowMask, "lets short rows see their padding"),
