@@ -52,17 +52,37 @@ def list_command(ctx: click.Context, as_json: bool) -> None:
 @click.pass_context
 def show_command(ctx: click.Context, name: str, as_json: bool) -> None:
     """Show one plugin's components, or its whole error."""
-    records = installed_host().records  # no warnings: what is wrong is about to be told
-    found = [record for record in records if record.name == name]
-    if not found:
-        names = [record.name for record in records]
-        raise UnknownComponentError(
-            f"no plugin {name!r} is installed.{did_you_mean(name, names)} Installed: {', '.join(names)}"
-        )
+    record = find_plugin(name)
     if as_json or group_says_json(ctx):
-        click.echo(json.dumps([as_data(record, complete=True) for record in found], indent=2))
+        click.echo(json.dumps([as_data(record, complete=True)], indent=2))
     else:
-        click.echo("\n\n".join("\n".join(explain(record)) for record in found))
+        click.echo("\n".join(explain(record)))
+
+
+@command.command("check")
+@click.argument("name")
+@json_option
+@click.pass_context
+def check_command(ctx: click.Context, name: str, as_json: bool) -> None:
+    """Run the conformance suite on one plugin; exit code 1 if a check fails."""
+    from dllm_core.cli.check import check
+
+    if not check(find_plugin(name), as_json=as_json or group_says_json(ctx)):
+        ctx.exit(1)
+
+
+def find_plugin(name: str) -> PluginRecord:
+    """The record of an installed plugin, without the warnings: what is wrong is about to be told.
+
+    Raises:
+        UnknownComponentError: there is none of that name.
+    """
+    records = {record.name: record for record in installed_host().records}
+    if name not in records:
+        raise UnknownComponentError(
+            f"no plugin {name!r} is installed.{did_you_mean(name, records)} Installed: {', '.join(records)}"
+        )
+    return records[name]
 
 
 def group_says_json(ctx: click.Context) -> bool:

@@ -138,7 +138,7 @@ class AdapterSuite(Suite):
     def saved(self, model: PreTrainedModel) -> Iterator[Path]:
         """A folder with a model, and its tokenizer if there is one, as ``save_pretrained`` writes them."""
         tokenizer = self.prepared_tokenizer()
-        with tempfile.TemporaryDirectory() as folder, _no_progress_bars():
+        with tempfile.TemporaryDirectory() as folder, _quiet_hugging_face():
             model.save_pretrained(folder)
             if tokenizer is not None:
                 tokenizer.save_pretrained(folder)
@@ -170,13 +170,16 @@ def ragged(denoiser: Denoiser, side: str) -> tuple[Tensor, Tensor]:
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
+def _quiet_hugging_face() -> Iterator[None]:
+    """No progress bars, and no report of the weights that a check has taken away."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
-        if shown:
+        logging.set_verbosity(verbosity)
+        if bars:
             logging.enable_progress_bar()

@@ -47,7 +47,7 @@ class ImportChecks(PluginSuite):
         if seconds > SLOW_SECONDS:  # perhaps the machine was busy
             fresh_import.cache_clear()
             seconds = min(seconds, self.fresh().seconds)
-        self.notes = (f"imports in {1000 * seconds:.0f} ms",)
+        self.notes = (f"imports in {1000 * seconds:.1f} ms",)
         said = f"{self.record().target} takes {seconds:.2f} s to import, allowed is {SLOW_SECONDS:.0f} s"
         expect(seconds <= SLOW_SECONDS, f"{said}; do the work where it is used")
 
