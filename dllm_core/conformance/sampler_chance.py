@@ -19,6 +19,8 @@ from dllm_core.conformance.expect import expect, expect_equal, expect_refused
 from dllm_core.conformance.sampler_suite import (
     CANVASES,
     END,
+    LENGTH,
+    MASK,
     PAD,
     PROMPTS,
     STEPS,
@@ -117,15 +119,31 @@ class ChanceChecks(SamplerSuite):
         Mend: hand the row mask to `Denoiser.logits`, count quotas per row, and key noise by the row, not by its number.
         """
         denoiser = self.denoiser(eos=END, pad=PAD)
-        for words, sampler in self.settings(denoiser):
+        whole = {"max_length": LENGTH, "block_size": None, "schedule": "cosine", "temperature": self.temperature}
+        unequal = [(f"max_length={LENGTH}, seed={seed}", self.make(denoiser, **whole, seed=seed)) for seed in range(4)]
+        for words, sampler in (*self.settings(denoiser), *unequal):
             together = texts(sampler.sample(fresh(PROMPTS)))
             alone = [texts(sampler.sample([list(prompt)]))[0] for prompt in PROMPTS]
             expect_equal(together, alone, f"rows in a batch and alone with {words}")
-        if self.supports_infill:
-            sampler = self.make(denoiser, block_size=3, temperature=self.temperature)
-            together = texts(sampler.infill(fresh(CANVASES)))
-            alone = [texts(sampler.infill([list(canvas)]))[0] for canvas in CANVASES]
-            expect_equal(together, alone, "canvases infilled in a batch and alone")
+
+    @requires("supports_infill")
+    def test_a_canvas_is_the_same_alone_and_in_any_batch(self) -> None:
+        """Infilling a ragged batch gives each canvas what it gets alone, in families with and without a right shift.
+
+        Why: where rows have unequal numbers of masks, filler slots point at real positions; where it is ranked or
+        written like one, it changes the rows with fewer masks.
+
+        Mend: leave filler out of every maximum and every write (``masked`` in `CommitRule.select`).
+        """
+        canvases = [*CANVASES, [MASK, MASK, 0, 0], [MASK] * LENGTH]
+        for shifted, temperature in itertools.product((False, True), {0.0, self.temperature}):
+            denoiser = self.denoiser(eos=END, pad=PAD, shifted=shifted)
+            for block_size in (3, None):
+                sampler = self.make(denoiser, block_size=block_size, temperature=temperature)
+                together = texts(sampler.infill(fresh(canvases)))
+                alone = [texts(sampler.infill([list(canvas)]))[0] for canvas in canvases]
+                words = f"block_size={block_size}, temperature={temperature}, shifted={shifted}"
+                expect_equal(together, alone, f"canvases in a batch and alone with {words}")
 
     def test_the_order_of_rows_is_irrelevant(self) -> None:
         """Prompts in another order give the same rows in that order.

@@ -29,6 +29,7 @@ from dllm_core.conformance.sampler_suite import (
 from dllm_core.conformance.suite import requires
 from dllm_core.errors import PromptError
 from dllm_core.samplers import Step
+from dllm_core.samplers.quota import quota_counts
 
 
 class StepChecks(SamplerSuite):
@@ -48,6 +49,22 @@ class StepChecks(SamplerSuite):
             expect_equal(output.stats.forward_passes, want, f"forward passes with steps={steps} for {NEW} tokens")
         passes = self.make(steps=2, block_size=2, temperature=0.0).sample([1]).stats.forward_passes
         expect_equal(passes, 2, "forward passes with steps=2 for two blocks of two tokens")
+
+    @requires("follows_schedule")
+    def test_commits_follow_the_schedule(self) -> None:
+        """Each step writes as many tokens as quota and schedule say.
+
+        Why: the order of many and few decides quality (a cosine schedule is careful first); counts in reverse, or off
+        by one and caught up at the end, fill the canvas just as well.
+
+        Mend: take the counts of `dllm_core.samplers.quota.quota_counts`, in their order.
+        """
+        for quota, schedule, steps in itertools.product(("schedule", "even"), ("linear", "cosine"), (1, 2, 3, NEW)):
+            options = {"quota": quota, "schedule": schedule, "steps": steps, "block_size": None}
+            got = [int(step.committed.sum()) for step in steps_of(self.make(**options), PROMPTS[:1])]
+            expect_equal(
+                got, list(quota_counts(NEW, steps, quota, schedule)), f"tokens written by the steps, {options}"
+            )
 
     @requires("block_by_block")
     def test_blocks_are_finished_one_after_the_other(self) -> None:

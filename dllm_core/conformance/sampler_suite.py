@@ -39,6 +39,7 @@ class SamplerSuite(Suite):
         supports_guidance: computes classifier-free guidance.
         deterministic_at_zero: at ``temperature=0`` nothing is random, whatever the seed.
         follows_steps: takes as many steps as ``steps`` says, so one step is one forward pass that writes everything.
+        follows_schedule: writes as many tokens a step as ``quota`` and ``schedule`` say.
         block_by_block: finishes a block before it writes in the next one.
         ranks_by_confidence: writes the positions first whose tokens are surest.
         stops_at_eos: skips the blocks after an end of sequence.
@@ -55,6 +56,7 @@ class SamplerSuite(Suite):
     supports_guidance: ClassVar[bool] = True
     deterministic_at_zero: ClassVar[bool] = True
     follows_steps: ClassVar[bool] = True
+    follows_schedule: ClassVar[bool] = True
     block_by_block: ClassVar[bool] = True
     ranks_by_confidence: ClassVar[bool] = True
     stops_at_eos: ClassVar[bool] = True

@@ -105,6 +105,7 @@ class TestRemasking(SamplerTests):
 
     component = "good:remasking"
     may_remask = True
+    follows_schedule = False
     deterministic_at_zero = False
     ranks_by_confidence = False
 
@@ -127,6 +128,7 @@ CAPABILITIES = {
         "supports_guidance": False,
         "deterministic_at_zero": False,
         "follows_steps": False,
+        "follows_schedule": False,
         "block_by_block": False,
         "ranks_by_confidence": False,
         "stops_at_eos": False,

@@ -156,6 +156,16 @@ class IgnoresSteps(OtherOptions):
         return {"steps": None}
 
 
+class WritesManyFirst(MDLMSampler):
+    def open_block(self, state: SamplerState) -> Block | None:
+        block = super().open_block(state)
+        if block is None:
+            return None
+        quota = block.quota.sort(dim=1, descending=True).values
+        masks = int(quota.sum(1).max())
+        return replace(block, quota=quota, open_counts=[masks] * len(block.open_counts))
+
+
 class IgnoresBlocks(OtherOptions):
     def other(self) -> dict[str, object]:
         return {"block_size": None}
@@ -290,6 +300,22 @@ class NumbersNoiseByRow(MDLMSampler):
         return uniform(keys, purpose, state.block.number, state.block.step, positions)
 
 
+class RanksFiller(MDLMSampler):
+    def __init__(self, denoiser: Denoiser, **options: object) -> None:
+        super().__init__(denoiser, **options)
+        self.rule = SureAsTheBatch()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SureAsTheBatch(CommitRule):
+    """All positions as sure as the mean of all slots, filler too; at least one a row."""
+
+    def select(self, proposal: Proposal, masked: torch.Tensor, quota: torch.Tensor) -> torch.Tensor:
+        sure = proposal.confidence >= proposal.confidence.mean(1, keepdim=True)
+        best = proposal.confidence.masked_fill(~masked, -torch.inf).argmax(1, keepdim=True)
+        return (sure | torch.zeros_like(masked).scatter(1, best, True)) & masked
+
+
 class CountsItsDraws(MDLMSampler):
     drawn = 0
 
@@ -376,6 +402,7 @@ MUTANTS = [
     broken("test_right_shift_changes_nothing", CallsTheModelItself, "reads a right-shifted model as it comes"),
     broken("test_guidance_is_the_published_formula", GuidesOneLess, "takes the guidance scale one too low"),
     broken("test_steps_are_those_asked_for", IgnoresSteps, "ignores steps"),
+    broken("test_commits_follow_the_schedule", WritesManyFirst, "writes many tokens first, few at the end"),
     broken("test_blocks_are_finished_one_after_the_other", IgnoresBlocks, "ignores block_size"),
     broken("test_stream_ends_in_sample", StreamsAnotherSeed, "streams with another seed"),
     broken("test_step_by_step_is_sample", FinishesEarly, "gives a result before the run is finished"),
@@ -398,6 +425,7 @@ MUTANTS = [
     broken("test_global_random_numbers_are_left_alone", UsesPythonsGenerator, "draws from Python's global generator"),
     broken("test_a_row_is_the_same_alone_and_in_any_batch", DropsTheRowMask, "lets short rows see their padding"),
     broken("test_a_row_is_the_same_alone_and_in_any_batch", NumbersNoiseByRow, "keys noise by the row's number"),
+    broken("test_a_canvas_is_the_same_alone_and_in_any_batch", RanksFiller, "compares with filler slots"),
     broken("test_the_order_of_rows_is_irrelevant", NumbersNoiseByRow, "keys noise by the row's number"),
     broken("test_runs_do_not_mix", CountsItsDraws, "keys noise by a counter on the sampler"),
     broken("test_samples_follow_the_joint_distribution", HalvesTheTemperature, "draws at half the temperature"),
