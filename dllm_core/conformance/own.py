@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from dllm_core.conformance.cache_policy import CachePolicyTests
 from dllm_core.conformance.commit_rule import CommitRuleTests
+from dllm_core.conformance.objective import ObjectiveTests
 from dllm_core.conformance.sampler import SamplerTests
 from dllm_core.conformance.suite import Suite
 
@@ -25,4 +28,15 @@ class NoCachePolicy(CachePolicyTests):
     exact = True
 
 
-SUITES: list[type[Suite]] = [MDLMSampling, QuotaRule, NoCachePolicy]
+class MDLMLoss(ObjectiveTests):
+    component = "core/mdlm"
+    bad_options: ClassVar[dict] = {
+        "schedule": ["linaer"],
+        "weighting": ["schedul"],
+        "normalization": ["tokens"],
+        "time_epsilon": [-0.1, 1, 5],
+    }
+    loss_is_bound = True
+
+
+SUITES: list[type[Suite]] = [MDLMLoss, MDLMSampling, QuotaRule, NoCachePolicy]
