@@ -114,7 +114,7 @@ class CachePolicyTests(PartSuite):
         """A ragged batch gives each row what it gets alone.
 
         Why: Fast-dLLM's caches take equal prompts or batch 1 only, and its attention drops the mask of padded rows
-        (facts of NVlabs/Fast-dLLM issues 7 and 64); rows of one batch stand at different blocks.
+        (NVlabs/Fast-dLLM issues 7 and 64); rows of one batch stand at different blocks.
 
         Mend: keep positions and valid lengths per row.
         """
@@ -140,8 +140,8 @@ class CachePolicyTests(PartSuite):
     def test_positions_are_the_rows_own(self) -> None:
         """A row that is padded on the left gets the logits that it gets without padding.
 
-        Why: positions counted by columns instead of by real tokens rotate keys by the padding's length (Fast-dLLM's
-        Dream overwrites position_ids with arange).
+        Why: positions counted by columns instead of by real tokens rotate keys by the padding's length; a published
+        cache overwrites position_ids with arange.
 
         Mend: take positions from the attention mask, as `Denoiser.logits` does where none are given.
         """

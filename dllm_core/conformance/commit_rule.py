@@ -127,7 +127,7 @@ class CommitRuleTests(PartSuite):
         """A rule that sets its own pace commits at least one position in every row that has a mask.
 
         Why: a threshold that nothing passes makes the loop run in circles; published code hangs when row 0 finishes
-        first (ZHZisZZ/dllm fastdllm/dream/sampler.py) or leaves masks.
+        first, or leaves masks (source: ZHZisZZ/dllm fastdllm/dream/sampler.py).
 
         Mend: always add the surest masked position of each row, also where its confidence is -inf.
         """

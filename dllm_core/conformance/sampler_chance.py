@@ -114,7 +114,7 @@ class ChanceChecks(SamplerSuite):
         """A ragged batch gives each row what it gets alone, at any temperature.
 
         Why: published samplers drop the attention mask of padded rows, or refuse unequal prompts (NVlabs/Fast-dLLM
-        issue 7; facts like these make batch size a hyper-parameter of accuracy).
+        issue 7), so that accuracy depends on the batch size.
 
         Mend: hand the row mask to `Denoiser.logits`, count quotas per row, and key noise by the row, not by its number.
         """

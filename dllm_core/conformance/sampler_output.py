@@ -56,7 +56,7 @@ class OutputChecks(SamplerSuite):
         """Every position of a result holds a token, for all step budgets, block sizes and schedules.
 
         Why: planned commits that add up to less than the masks leave holes; Fast-dLLM's dual cache ends a block early
-        where steps are fewer than tokens (NVlabs/Fast-dLLM issue 54), and cached Dream sampling does the same.
+        where steps are fewer than tokens (NVlabs/Fast-dLLM issue 54).
 
         Mend: commit what is left in the last step of a block, or go on while a mask is left.
         """
@@ -210,8 +210,8 @@ class OutputChecks(SamplerSuite):
     def test_end_of_sequence_saves_work_and_keeps_the_text(self) -> None:
         """``stop_at_eos`` gives the same text as running on, with fewer forward passes, and ends no other row.
 
-        Why: published samplers run to the end of the canvas, and LLaDA2's early stop ends all rows with the first one
-        (ZHZisZZ/dllm llada2/sampler.py), which leaves masks in the others.
+        Why: published samplers run to the end of the canvas, or end all rows with the first one, which leaves masks in
+        the others (source: ZHZisZZ/dllm llada2/sampler.py).
 
         Mend: end a row when its block is complete and holds an end of sequence; fill the rest with it, count nothing.
         """
@@ -255,7 +255,7 @@ class OutputChecks(SamplerSuite):
         """A family whose logits predict the next token gives the same texts.
 
         Why: a sampler that calls the model instead of the denoiser, or that shifts by itself, is right for one half of
-        the families and garbage for the other (Dream and LLaDA differ exactly in this).
+        the families and garbage for the other (families differ exactly in this).
 
         Mend: read scores through `Denoiser.logits` only; the adapter declares the shift and the denoiser undoes it.
         """
@@ -273,7 +273,7 @@ class OutputChecks(SamplerSuite):
         """Guided scores are un + (s + 1)(cond - un), where ``un`` sees the kept tokens of the prompt only.
 
         Why: implementations differ by one in the scale, and one published code forgets the kept tokens' mask without
-        an attention mask (LLaDA generate.py).
+        an attention mask (official LLaDA generate.py).
 
         Mend: combine with `dllm_core.samplers.proposals.guided`; mask every given token that is not to be kept.
         """

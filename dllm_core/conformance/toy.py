@@ -13,11 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedTokenizerFast
+from transformers import PreTrainedConfig, PreTrainedTokenizer
 
 from dllm_core.models.adapter import ModelAdapter
 from dllm_core.models.denoiser import Denoiser
@@ -122,22 +119,40 @@ def toy_denoiser(
     Args:
         eos, pad: data tokens with that part to play; None: no end of sequence, padding as `Denoiser` chooses it.
         shifted: the model underneath scores the token to the right; the denoiser knows and undoes it.
-        with_words: gives it `toy_tokenizer`, so that prompts may be text.
+        with_words: gives it a `ToyTokenizer`, so that prompts may be text.
     """
     ids = {"mask": joint.shape[0], "eos": eos, "pad": pad}
     given = {name: token for name, token in ids.items() if token is not None}
-    tokenizer = toy_tokenizer(joint.shape[0], eos=eos) if with_words else None
+    tokenizer = ToyTokenizer(joint.shape[0], eos=eos) if with_words else None
     model = ExactModel(joint, shifted=shifted)
     return Denoiser(model, ToyAdapter(), tokenizer, special_ids=given, logits_are_shifted=shifted)
 
 
-def toy_tokenizer(vocab: int, *, eos: int | None = None) -> PreTrainedTokenizerFast:
-    """Words ``w0 w1 ...`` for the data tokens, ``[MASK]`` for id V; the end of sequence is a special token."""
-    words = {f"w{token}": token for token in range(vocab)} | {"[MASK]": vocab}
-    rules = Tokenizer(WordLevel(words, unk_token="[MASK]"))
-    rules.pre_tokenizer = WhitespaceSplit()
-    special = {} if eos is None else {"eos_token": f"w{eos}"}
-    return PreTrainedTokenizerFast(tokenizer_object=rules, mask_token="[MASK]", **special)
+class ToyTokenizer(PreTrainedTokenizer):
+    """Words ``w0 w1 ...`` for the data tokens and ``[MASK]`` for id V; the end of sequence is a special token."""
+
+    def __init__(self, vocab: int, *, eos: int | None = None) -> None:
+        self.words = [*(f"w{token}" for token in range(vocab)), "[MASK]"]
+        super().__init__(mask_token="[MASK]", eos_token=None if eos is None else f"w{eos}")
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.words)
+
+    def get_vocab(self) -> dict[str, int]:
+        return {word: token for token, word in enumerate(self.words)}
+
+    def convert_tokens_to_string(self, tokens: list[str]) -> str:
+        return " ".join(tokens)
+
+    def _tokenize(self, text: str, **_: object) -> list[str]:
+        return text.split()
+
+    def _convert_token_to_id(self, token: str) -> int:
+        return self.words.index(token)
+
+    def _convert_id_to_token(self, index: int) -> str:
+        return self.words[index]
 
 
 def random_joint(vocab: int, length: int, *, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
