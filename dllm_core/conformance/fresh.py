@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 
 from dllm_core.plugins import HEAVY_MODULES, HOOKS
 
+KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TEMP", "SYSTEMROOT", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 MARK = "dllm conformance: "  # what stands before the report, so that prints of the plugin are told from it
 
 
@@ -44,7 +45,9 @@ class FreshImport:
 def fresh_import(module: str, path: str) -> FreshImport:
     """Import a plugin's module, and call its hooks twice, in a process that finds modules on `path`."""
     command = [sys.executable, "-P", "-m", __name__, module]
-    environment = os.environ | {"PYTHONPATH": path}
+    # What a plugin has set in this process must not look as if it had always been there.
+    kept = {name: value for name, value in os.environ.items() if name in KEPT or name.startswith("PYTHON")}
+    environment = kept | {"PYTHONPATH": path}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     printed, _, report = done.stdout.partition(MARK)
     last = (done.stderr.strip().splitlines() or ["it ended early"])[-1]
