@@ -146,8 +146,9 @@ class AdapterSuite(Suite):
 
     def load(self, folder: Path, **options: object) -> Denoiser:
         """What a user gets from that folder."""
+        ids = self.given_ids()  # of the adapter as it is installed, which it is not inside the block
         with self.registered():
-            return load(folder, device="cpu", special_ids=self.given_ids(), **options)
+            return load(folder, device="cpu", special_ids=ids, **options)
 
 
 def random_ids(denoiser: Denoiser, *shape: int, seed: int = 0) -> Tensor:
