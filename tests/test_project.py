@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import os
 import re
 import subprocess
@@ -46,6 +47,7 @@ def pins() -> dict[str, str]:
 def declared() -> list[Requirement]:
     """What the distributions of this repository and its tests ask for, themselves left out."""
     asked = [text for folder in PROJECTS for text in pyproject(folder)["project"]["dependencies"]]
+    asked += itertools.chain(*pyproject(ROOT)["project"]["optional-dependencies"].values())
     asked += [line for line in lines("requirements-dev.txt") if not line.startswith("-")]
     own = {pyproject(folder)["project"]["name"] for folder in PROJECTS}
     return [requirement for requirement in map(Requirement, asked) if requirement.name not in own]
@@ -87,7 +89,9 @@ def test_every_dependency_is_pinned_within_its_bounds_and_nothing_else_is() -> N
 
 
 def test_the_core_imports_only_what_it_declares() -> None:
-    names = [canonicalize_name(Requirement(text).name) for text in pyproject(ROOT)["project"]["dependencies"]]
+    project = pyproject(ROOT)["project"]
+    texts = [*project["dependencies"], *itertools.chain(*project["optional-dependencies"].values())]
+    names = [canonicalize_name(Requirement(text).name) for text in texts]
     allowed = {
         "dllm_core",
         "_typeshed",
