@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,11 +17,14 @@ from dllm_core.hookspecs import ModelAdapterSpec
 from dllm_core.models.adapter import ModelAdapter
 from dllm_core.plugins import import_string
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
 FLAGS = ("logits_are_shifted", "supports_kv_cache", "supports_block_causal")
 TEXTS = ("config_class", "model_class")
 LONGEST = 4096  # tokens that a check feeds at most
 # Written anew at every save, or about the process rather than the model.
-NOT_KEPT = ("_name_or_path", "architectures", "dtype", "transformers_version", "torch_dtype")
+NOT_KEPT = ("architectures", "dtype", "model_type", "transformers_version")
 
 
 class FileChecks(AdapterSuite):
@@ -164,5 +168,6 @@ def _import(name: str, target: object) -> None:
         raise AssertionError(f"{name}: {error}; correct the import string") from error
 
 
-def _fields(config: object) -> dict[str, object]:
-    return {name: value for name, value in config.to_dict().items() if name not in NOT_KEPT}
+def _fields(config: PreTrainedConfig) -> dict[str, object]:
+    """What the model reads of it; not `to_dict`, which may leave out the very field that is lost."""
+    return {name: value for name, value in vars(config).items() if name not in NOT_KEPT and not name.startswith("_")}

@@ -5,8 +5,6 @@ Shapes: B rows, L length, K positions asked for, V vocabulary.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import torch
 from torch import Tensor, nn
 
@@ -15,7 +13,7 @@ from dllm_core.conformance.counting import counted
 from dllm_core.conformance.expect import expect, expect_close, expect_equal
 from dllm_core.conformance.suite import requires
 from dllm_core.models.denoiser import Denoiser
-from dllm_core.models.loading import load
+from dllm_core.models.loading import load, resolve_path
 
 LENGTH = 12
 DIRECTIONS = 3  # directions in which the logits of a row are looked at
@@ -118,12 +116,14 @@ class RowChecks(AdapterSuite):
 
         Mend: change ``logits_are_shifted``, or give ``texts`` such as the checkpoint was trained on.
         """
-        with self.registered() if ":" in self.component else nullcontext():
-            declared = load(self.checkpoint, device="cpu", special_ids=dict(self.special_ids) or None)
+        ids = dict(self.special_ids) or None
+        path = resolve_path(self.checkpoint)
+        with self.registered():
+            declared = load(path, device="cpu", special_ids=ids)
         rows = [declared.tokenizer(text)["input_ids"] for text in self.texts]
         expect(rows, "texts is empty; give short texts such as the checkpoint was trained on")
-        ids = {"special_ids": dict(self.special_ids) or None, "logits_are_shifted": not declared.logits_are_shifted}
-        other = Denoiser(declared.model, declared.adapter, declared.tokenizer, **ids)
+        swap = not declared.logits_are_shifted
+        other = Denoiser(declared.model, declared.adapter, declared.tokenizer, special_ids=ids, logits_are_shifted=swap)
         own, swapped = (sum(_hidden_nll(one, row) for row in rows) for one in (declared, other))
         stated = f"logits_are_shifted={declared.logits_are_shifted}"
         told = f"hidden tokens cost {own:.2f} nats with {stated}, and {swapped:.2f} with the other"
@@ -151,7 +151,7 @@ class RowChecks(AdapterSuite):
         expect_close(moved, want, "logits of tokens reordered together with their positions", tolerance=self.tolerance)
 
     def test_bfloat16_is_finite(self) -> None:
-        """In bfloat16 logits are bfloat16 and finite, with padding on either side.
+        """In bfloat16 logits are finite, with padding on either side.
 
         Why: the lowest float32 becomes minus infinity in bfloat16, and a row of attention that sees nothing becomes
         NaN; checkpoints of this size are run in bfloat16 by everybody.
@@ -162,7 +162,6 @@ class RowChecks(AdapterSuite):
         for side in ("right", "left"):
             ids, mask = ragged(denoiser, side)
             logits = denoiser.logits(ids, mask).detach()
-            expect_equal(logits.dtype, torch.bfloat16, "type of the logits of a bfloat16 model")
             expect(logits.isfinite().all(), f"padded on the {side}, bfloat16 logits hold NaN or infinity")
 
     def test_gradients_reach_every_weight(self) -> None:

@@ -54,9 +54,9 @@ class TextChecks(AdapterSuite):
         """The mask token's text is exactly one id, different from every other special one, and skipped in plain text.
 
         Why: a mask that is also padding or end of sequence cannot be told from them: samplers would fill the padding
-        and stop at gaps.
+        and stop at gaps. A mask that plain text can hold turns prompts into canvases.
 
-        Mend: declare ``mask_token``, and set it as the tokenizer's mask token so that it counts as special.
+        Mend: declare ``mask_token``, and add it to the tokenizer's special tokens in `prepare_tokenizer`.
         """
         denoiser, adapter = self.denoiser(), self.adapter()
         tokenizer, mask = denoiser.tokenizer, denoiser.mask_token_id
@@ -64,6 +64,8 @@ class TextChecks(AdapterSuite):
         if adapter.mask_token is not None:
             expect_equal(text, adapter.mask_token, "text of the mask token, and mask_token of the adapter")
         expect_equal(tokenizer(text, add_special_tokens=False)["input_ids"], [mask], f"ids of {text!r}")
+        added = mask in tokenizer.added_tokens_decoder
+        expect(added, f"{text!r} is a token of plain text; call add_special_tokens({{'mask_token': {text!r}}})")
         left = tokenizer.decode([mask], skip_special_tokens=True).strip()
         expect(not left, f"the mask decodes to {left!r} without special tokens; set it as the tokenizer's mask_token")
         names = ("eos", "bos", "pad", "unk", "sep", "cls")
