@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint
@@ -10,6 +11,9 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
+
+# Before anything imports torch: on tensors this small a second thread waits more than it works, 4x where cores are busy.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 MakeDistribution = Callable[..., EntryPoint]
 HEADER = """\
