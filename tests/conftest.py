@@ -12,7 +12,7 @@ from textwrap import dedent
 
 import pytest
 
-# Before anything imports torch: on tensors this small a second thread waits more than it works, 4x where cores are busy.
+# Before torch is imported: on tensors this small a second thread waits more than it works, 4x where cores are busy.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 MakeDistribution = Callable[..., EntryPoint]
