@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import click
 
 from dllm_core import __version__, registry
+from dllm_core.cli import new
 from dllm_core.errors import UnknownComponentError, did_you_mean
 from dllm_core.hookspecs import ModelAdapterSpec, Spec
 from dllm_core.plugins import KINDS, PluginRecord, installed_host, plugin_host
@@ -36,6 +37,9 @@ def command(ctx: click.Context, as_json: bool) -> None:
     """List the installed plugins, or explain one."""
     if ctx.invoked_subcommand is None:
         print_plugins(as_json)
+
+
+command.add_command(new.command)
 
 
 @command.command("list")

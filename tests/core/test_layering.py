@@ -22,6 +22,7 @@ FLOORS = {
     "hookspecs": 1,
     "compatibility": 1,
     "noise": 1,
+    "scaffold": 1,
     "plugins": 2,
     "builtin": 2,
     "config": 2,
