@@ -41,6 +41,8 @@ class AdapterSuite(Suite):
     What the adapter declares of itself is believed and checked: a cache, attention patterns, the shift of its logits.
 
     Attributes:
+        tiny_config: method that gives a small configuration of the family; the only one that has to be written.
+        tokenizer: method that gives a tokenizer of the family, as its checkpoints have it.
         attends_both_ways: every position sees those before and after it; False: only those before it.
         special_ids: as of `dllm_core.load`, for families without a tokenizer here; else the last id is the mask.
         checkpoint: name or folder of a trained checkpoint, to see that the declared shift is that of its weights.

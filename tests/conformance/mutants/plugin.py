@@ -191,7 +191,12 @@ MUTANTS = [
     ),
     broken("test_import_is_quick", "slow", "takes a second to import", files=before("import time; time.sleep(1.01)")),
     broken("test_import_is_silent", "greets", "prints a greeting", files=before("print('welcome to acme')")),
-    broken("test_import_is_silent", "warns", "warns", files=before("import warnings; warnings.warn('new version')")),
+    broken(
+        "test_import_is_silent",
+        "warns",
+        "writes to stderr",
+        files=before("import sys; sys.stderr.write('new version')"),
+    ),
     broken(
         "test_import_leaves_the_process_alone",
         "sets_a_variable",
