@@ -18,7 +18,7 @@ from typing import Literal
 from dllm_core import conformance
 from dllm_core.conformance.own import SUITES
 from dllm_core.conformance.suite import Suite
-from dllm_core.errors import ComponentLoadError
+from dllm_core.errors import DllmError
 from dllm_core.plugins import CORE, KINDS, PluginRecord, attempt, import_string, one_line
 
 State = Literal["passed", "failed", "skipped", "error"]
@@ -57,7 +57,7 @@ class Outcome:
         message: why it failed or was skipped, in one line; None where it passed.
         doc: what the check is about.
         notes: what it measured.
-        traceback: of an error.
+        traceback: of an error that is not the framework's own.
     """
 
     check: str
@@ -115,7 +115,7 @@ def run_check(suite: type[Suite], name: str) -> Outcome:
         message=_message(error),
         doc=read_doc(getattr(suite, name)),
         notes=getattr(tests, "notes", ()),
-        traceback="".join(traceback.format_exception(error)) if error is not None and state == "error" else None,
+        traceback=_traceback(error) if state == "error" else None,
     )
 
 
@@ -201,10 +201,15 @@ def _state(error: BaseException | None) -> State:
     return "failed" if isinstance(error, AssertionError) else "error"
 
 
+def _traceback(error: BaseException) -> str | None:
+    """Where it happened; the framework's own errors say all in their message."""
+    return None if isinstance(error, DllmError) else "".join(traceback.format_exception(error))
+
+
 def _message(error: BaseException | None) -> str | None:
     """Why a check did not pass. An assertion's own words in full, they are written to be read."""
     if error is None:
         return None
-    if isinstance(error, (AssertionError, unittest.SkipTest, ComponentLoadError)) and str(error):
+    if isinstance(error, (AssertionError, unittest.SkipTest, DllmError)) and str(error):
         return " ".join(str(error).split())
     return one_line(error)
