@@ -153,6 +153,7 @@ class AttentionChecks(AdapterSuite):
 
     @requires("supports_kv_cache")
     @requires("supports_block_causal")
+    @requires("attends_both_ways")
     def test_blocks_through_the_cache_are_the_block_causal_pass(self) -> None:
         """Block after block through the cache, positions counted on by themselves, is one pass with the pattern.
 

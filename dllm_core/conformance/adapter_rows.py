@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from dllm_core.conformance.adapter_suite import AdapterSuite, ragged, random_ids
 from dllm_core.conformance.counting import counted
@@ -220,7 +221,7 @@ class RowChecks(AdapterSuite):
         Mend: list the last parts of the names that ``model.named_modules()`` gives its linear layers, or "all-linear".
         """
         targets = self.adapter().lora_targets
-        linear = [name for name, module in self.model().named_modules() if isinstance(module, nn.Linear)]
+        linear = [name for name, module in self.model().named_modules() if isinstance(module, (nn.Linear, Conv1D))]
         if targets == "all-linear":
             expect(len(linear) > 1, f"'all-linear' finds only {linear}; list the modules that LoRA is to adapt")
             return

@@ -399,8 +399,14 @@ MUTANTS = [
     ),
     broken("test_lora_targets_are_linear_layers", OtherFamilysLayers, "lists the layers of another family"),
     broken("test_attention_runs_in_the_declared_direction", served(StaysCausal), "keeps the causal mask"),
+    broken(
+        "test_attention_runs_in_the_declared_direction",
+        Modest,
+        "sees what comes later and declares that it does not",
+        attends_both_ways=False,
+    ),
     broken("test_a_row_is_the_same_alone_and_in_a_ragged_batch", served(DropsTheMask), "ignores the attention mask"),
-    broken("test_padding_is_not_seen", DropsTheMaskFamily, "ignores the attention mask"),  # noqa: F821 made by served
+    broken("test_padding_is_not_seen", served(DropsTheMask), "ignores the attention mask"),
     broken("test_padding_is_not_seen", served(LosesPaddedRows), "gives NaN where there is padding"),
     broken("test_eager_attention_is_sdpa", served(AddsTruth), "adds a bool mask as 0 and 1 in eager attention"),
     broken("test_block_causal_pattern_is_honoured", served(IgnoresPatterns), "ignores attention patterns"),
