@@ -94,7 +94,7 @@ class AdapterSuite(Suite):
 
     def prepared_tokenizer(self) -> PreTrainedTokenizerBase | None:
         """The tokenizer with the family's mask token and chat template, None where there is none."""
-        own = self.tokenizer()
+        own = copy.deepcopy(self.tokenizer())  # which may be a shared one, and preparing changes it
         return None if own is None else self.adapter().prepare_tokenizer(own)
 
     def given_ids(self) -> dict[str, int] | None:

@@ -42,10 +42,9 @@ class TextChecks(AdapterSuite):
 
         Mend: look in the vocabulary before adding; set, do not append.
         """
-        adapter = self.adapter()
-        once = adapter.prepare_tokenizer(self.tokenizer())
+        once = self.prepared_tokenizer()
         before = _traits(once)
-        after = _traits(adapter.prepare_tokenizer(once))
+        after = _traits(self.adapter().prepare_tokenizer(once))
         for name, value in before.items():
             expect(after[name] == value, f"preparing the tokenizer again changes its {name}; look before adding")
 
