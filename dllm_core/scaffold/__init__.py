@@ -2,7 +2,7 @@
 
 The templates are the files of the package, with a few names in double braces, in ``templates/common`` and in a folder
 for each kind. They end in ``.tmpl``, so that no tool takes them for code of this package; ``dot-`` stands for the dot
-of a hidden file, which wheels leave out.
+of a hidden file, which wheels leave out, and ``{{tests}}`` for the folder of tests, which copies often leave out.
 """
 
 from __future__ import annotations
@@ -100,6 +100,7 @@ def placeholders(name: str, kind: str) -> dict[str, str]:
     """What stands for each word in double braces."""
     chosen = KINDS[kind]
     return {
+        "tests": "tests",
         "name": name,
         "distribution": f"{PREFIX}{name}",
         "module": f"{PREFIX}{name}".replace("-", "_"),

@@ -167,7 +167,7 @@ def test_bounds_reach_to_the_next_version_that_may_break() -> None:
 def test_the_template_in_the_examples_is_what_the_command_writes() -> None:
     folder = ROOT / "examples/dllm-plugin-template"
     wanted = dict(render("sampler", placeholders("plugin-template", "sampler")))
-    assert {str(path) for path in wanted} <= set(contents(folder))
+    assert [str(path) for path in wanted if not (folder / path).is_file()] == []
     changed = [str(path) for path, text in wanted.items() if (folder / path).read_text(encoding="utf-8") != text]
     again = "git rm -r it, then: dllm plugins new plugin-template --kind sampler --output examples"
     assert changed == [], again
