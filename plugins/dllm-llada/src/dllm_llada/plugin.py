@@ -20,6 +20,16 @@ def dllm_model_adapters() -> Iterable[ModelAdapterSpec]:
                 name="llada-tiny",
                 summary="small trained LLaDA: sudoku, addition, sorting, reversal, infilling, short instructions",
                 resource="dllm_llada:checkpoints/llada-tiny",
+                # All held out from training: the grid, the pairs of numbers, the digits, the words.
+                demo_prompts=(
+                    "solve .4.. ..1. .3.. 4..3",
+                    "345+799=",
+                    "sort 1618033",
+                    "reverse matrix",
+                    "uppercase guitar",
+                    "58+[MASK:2]=143",
+                    "turtle|[MASK:6]",
+                ),
             ),
         ),
     )
