@@ -148,7 +148,8 @@ def main() -> None:
             results.append(r)
             plain, ours = statistics.median(r.plain_seconds), statistics.median(r.ours_seconds)
             rows = f"{r.plain_logit_rows} -> {r.ours_logit_rows}"
-            print(f"{vocabulary:>10} {batch:>5} {plain:>9.3f} {ours:>9.3f} {r.ratio_median:>6.2f} {rows:>16}  {r.identical}")
+            times = f"{plain:>9.3f} {ours:>9.3f} {r.ratio_median:>6.2f}"
+            print(f"{vocabulary:>10} {batch:>5} {times} {rows:>16}  {r.identical}")
     if args.output:
         text = json.dumps({"machine": machine(), "results": [asdict(r) for r in results]}, indent=2)
         partial = args.output.with_suffix(".partial")
