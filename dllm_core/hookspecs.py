@@ -62,12 +62,15 @@ class BundledCheckpoint:
         summary: one line for listings.
         resource: ``"package:relative/folder"`` of the checkpoint folder inside an importable package.
         demo_prompts: prompts that show what it can do; ``dllm run`` without a prompt uses them.
+        max_new_tokens: length of a completion, in tokens, that ``dllm run`` takes where it is not told; None: the
+            sampler's default.
     """
 
     name: str
     summary: str
     resource: str
     demo_prompts: tuple[str, ...] = ()
+    max_new_tokens: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -111,6 +111,8 @@ def run(arguments: RunArguments) -> None:
     demo = demo_checkpoint(model) if arguments.is_demo else None
     if demo is not None:
         requests = demo_requests(demo)
+    if "max_length" not in options:
+        options = default_length(model) | options
 
     from dllm_core.cli.output import open_results
 
@@ -199,12 +201,32 @@ def choose_model(arguments: RunArguments) -> str:
     check_plugin(arguments.plugin)
     if arguments.model is not None:
         return arguments.model
-    for plugin, checkpoint in registry.bundled_checkpoints():
-        if arguments.plugin in (None, plugin):
+    # A plugin that brings only a sampler shows it on whatever checkpoint there is.
+    any_owner = arguments.plugin is None or _brings_sampler(arguments.plugin)
+    for plugin, checkpoint in sorted(registry.bundled_checkpoints(), key=lambda entry: entry[0] != arguments.plugin):
+        if any_owner or plugin == arguments.plugin:
             return f"{plugin}/{checkpoint.name}" if _is_ambiguous(checkpoint) else checkpoint.name
     owner = "no installed plugin ships" if arguments.plugin is None else f"plugin {arguments.plugin!r} does not ship"
     hint = registry.missing_plugins_hint()
     raise ModelLoadError(f"{owner} a checkpoint; name a model with --model (a folder or a hub id).{hint}")
+
+
+def _brings_sampler(plugin: str | None) -> bool:
+    return any(component.plugin == plugin for component in registry.components("sampler"))
+
+
+def default_length(model: str) -> dict[str, object]:
+    """The completion length that a bundled checkpoint asks for, as a sampler option; none for other models."""
+    found = bundled_checkpoint(model)
+    return {} if found is None or found.max_new_tokens is None else {"max_new_tokens": found.max_new_tokens}
+
+
+def bundled_checkpoint(model: str) -> BundledCheckpoint | None:
+    """The bundled checkpoint that a model's name means, None for folders and hub ids."""
+    for plugin, checkpoint in registry.bundled_checkpoints():
+        if model in (checkpoint.name, f"{plugin}/{checkpoint.name}") and not Path(model).is_dir():
+            return checkpoint
+    return None
 
 
 def _is_ambiguous(checkpoint: BundledCheckpoint) -> bool:
@@ -251,7 +273,7 @@ def demo_checkpoint(model: str) -> BundledCheckpoint:
     Raises:
         PromptError: that model brings none.
     """
-    for plugin, checkpoint in registry.bundled_checkpoints():
-        if model in (checkpoint.name, f"{plugin}/{checkpoint.name}") and checkpoint.demo_prompts:
-            return checkpoint
+    found = bundled_checkpoint(model)
+    if found is not None and found.demo_prompts:
+        return found
     raise PromptError(f"{model!r} brings no demo prompts; give a prompt: dllm run --model {model} 'your text'")

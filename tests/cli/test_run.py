@@ -210,7 +210,7 @@ def demo_plugin(checkpoint, distributions, monkeypatch):
     @hookimpl
     def dllm_model_adapters():
         shipped = BundledCheckpoint(
-            name="demo", summary="reverses words", resource="demo_files:c", demo_prompts={prompts!r}
+            name="demo", summary="reverses words", resource="demo_files:c", demo_prompts={prompts!r}, max_new_tokens=9
         )
         yield ModelAdapterSpec(name="demo", summary="s", source="original", model_types=("demo",),
                                target="dllm_llada.adapter:LLaDAAdapter", bundled=(shipped,))
@@ -246,6 +246,22 @@ def test_the_demo_as_json(run, demo_plugin):
     _, out, err = run("--json", "--max-new-tokens", "8", model=None)
     assert [json.loads(line)["model"] for line in out.splitlines()] == ["demo", "demo"]
     assert err == ""
+
+
+def test_a_bundled_checkpoint_says_how_long_its_completions_are(run, demo_plugin, checkpoint):
+    def length(*arguments, model=None):
+        return json.loads(run("hello", "--json", *arguments, model=model)[1])["options"]["max_new_tokens"]
+
+    assert length() == 9
+    assert length("--max-new-tokens", "5") == 5
+    assert length("-o", "max_length=100") is None
+    assert length(model="aaa/demo") == 9
+    assert length(model=checkpoint) is None
+
+
+def test_a_plugin_with_only_a_sampler_runs_on_another_ones_checkpoint(run, demo_plugin):
+    record = json.loads(run("hello", "--plugin", "core", "--json", model=None)[1])
+    assert (record["model"], record["sampler"]) == ("demo", "core/mdlm")
 
 
 def test_a_plugin_brings_its_checkpoint_and_its_sampler(run, demo_plugin):

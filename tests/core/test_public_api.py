@@ -23,7 +23,7 @@ HOOKS = {"dllm_objectives": [], "dllm_model_adapters": [], "dllm_samplers": [], 
 SPECS = {
     "ObjectiveSpec": SPEC,
     "ModelAdapterSpec": (*SPEC, "model_types", "bundled"),
-    "BundledCheckpoint": ("name", "summary", "resource", "demo_prompts"),
+    "BundledCheckpoint": ("name", "summary", "resource", "demo_prompts", "max_new_tokens"),
     "SamplerSpec": (*SPEC, "defaults"),
     "CommitRuleSpec": SPEC,
     "CachePolicySpec": SPEC,

@@ -30,6 +30,7 @@ def dllm_model_adapters() -> Iterable[ModelAdapterSpec]:
                     "58+[MASK:2]=143",
                     "turtle|[MASK:6]",
                 ),
+                max_new_tokens=32,  # what it was trained to fill; its answers are at most 19 tokens
             ),
         ),
     )
