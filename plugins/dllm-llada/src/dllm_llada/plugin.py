@@ -18,7 +18,7 @@ def dllm_model_adapters() -> Iterable[ModelAdapterSpec]:
         bundled=(
             BundledCheckpoint(
                 name="llada-tiny",
-                summary="small trained LLaDA: sudoku, sums, sorting, reversal, blanks, instructions",
+                summary="small trained LLaDA: sudoku, sums, sorting, words, filling blanks",
                 resource="dllm_llada:checkpoints/llada-tiny",
                 # All held out from training: the grid, the pairs of numbers, the digits, the words.
                 demo_prompts=(
