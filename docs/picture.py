@@ -19,13 +19,12 @@ import sys
 import termios
 import time
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from xml.sax.saxutils import escape
 
 from rich.color import blend_rgb
 from rich.console import Console
-from rich.segment import Segment
 from rich.style import Style
 from rich.terminal_theme import MONOKAI as THEME
 from rich.text import Text
@@ -94,18 +93,21 @@ def timed(frames: list[Frame]) -> list[tuple[float, tuple[str, ...]]]:
     return [(min(pause, LONGEST), screen) for pause, screen in shown[:-1]] + [(LAST, shown[-1][1])]
 
 
-def drawn(line: str, row: int) -> str:
-    """One line of the screen as SVG text."""
+def rows(screen: tuple[str, ...]) -> list[Text]:
+    """The lines of a screen, those that are too long folded at its edge."""
+    texts = [Text.from_ansi(line) for line in screen]
+    return [part for text in texts for part in text.divide(range(COLUMNS, len(text), COLUMNS))]
+
+
+def drawn(text: Text) -> str:
+    """One line of the screen as SVG spans."""
     column, spans = 0, []
-    for segment in Text.from_ansi(line).render(CONSOLE):
+    for segment in text.render(CONSOLE):
         if segment.text.strip():
-            spans.append(
-                f'<tspan x="{MARGIN + column * CELL_WIDTH:.1f}" {look(segment.style or Style())}>'
-                f"{escape(segment.text)}</tspan>"
-            )
-        column += Segment(segment.text).cell_length
-    y = MARGIN + (row + 0.8) * LINE_HEIGHT
-    return f'<text y="{y:.1f}">{"".join(spans)}</text>' if spans else ""
+            x = MARGIN + column * CELL_WIDTH
+            spans.append(f'<tspan x="{x:.1f}" {look(segment.style or Style())}>{escape(segment.text)}</tspan>')
+        column += segment.cell_length
+    return "".join(spans)
 
 
 def look(style: Style) -> str:
@@ -117,29 +119,48 @@ def look(style: Style) -> str:
     return f'fill="{colour.hex}"{bold}'
 
 
+def runs(lines: list[str]) -> Iterator[tuple[int, int, str]]:
+    """(first frame, frame after the last, line) of each stretch of frames in which a row stays the same."""
+    start = 0
+    for stop in range(1, len(lines) + 1):
+        if stop == len(lines) or lines[stop] != lines[start]:
+            yield start, stop, lines[start]
+            start = stop
+
+
 def animated(frames: list[tuple[float, tuple[str, ...]]]) -> str:
-    """All screens on top of each other, each visible in its time."""
-    height = max(len(screen) for _, screen in frames)
-    total = sum(pause for pause, _ in frames)
-    rules, groups, begins = [], [], 0.0
-    for number, (pause, screen) in enumerate(frames):
-        start, stop = 100 * begins / total, 100 * (begins + pause) / total
-        rules.append(f"@keyframes f{number}{{{keyframes(start, stop)}}}#f{number}{{animation-name:f{number}}}")
-        lines = "".join(drawn(line, row) for row, line in enumerate(screen[-height:]))
-        groups.append(f'<g id="f{number}">{lines}</g>')
-        begins += pause
-    width = round(2 * MARGIN + COLUMNS * CELL_WIDTH)
+    """Every line that was ever on the screen, each visible in its time."""
+    screens_drawn = [[drawn(text) for text in rows(screen)] for _, screen in frames]
+    height = max(map(len, screens_drawn))
+    ends = [0.0, *accumulate(pause for pause, _ in frames)]
+    rules, texts = [], []
+    for row in range(height):
+        lines = [screen[row] if row < len(screen) else "" for screen in screens_drawn]
+        for start, stop, line in runs(lines):
+            if not line:
+                continue
+            name = f"t{len(texts)}"
+            y = MARGIN + (row + 0.8) * LINE_HEIGHT
+            texts.append(f'<text id="{name}" y="{y:.1f}" xml:space="preserve">{line}</text>')
+            last = "#" + name + "{visibility:visible}" if stop == len(frames) else ""
+            times = keyframes(100 * ends[start] / ends[-1], 100 * ends[stop] / ends[-1])
+            rules.append(f"@keyframes {name}{{{times}}}#{name}{{animation-name:{name}}}{last}")
+    return page(round(2 * MARGIN + COLUMNS * CELL_WIDTH), 2 * MARGIN + height * LINE_HEIGHT, ends[-1], rules, texts)
+
+
+def page(width: int, height: int, seconds: float, rules: list[str], texts: list[str]) -> str:
+    """The SVG file."""
+    newline = "\n"
     return f"""\
-<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {2 * MARGIN + height * LINE_HEIGHT}" role="img">
+<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img">
 <title>dllm run</title>
 <style>
-text{{font:14px ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace;white-space:pre}}
-g{{visibility:hidden;animation:{total:.2f}s step-end infinite}}
-g:last-of-type{{visibility:visible}}
-{"".join(rules)}
+text{{font:14px ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace;visibility:hidden;white-space:pre;
+animation:{seconds:.2f}s step-end infinite}}
+{newline.join(rules)}
 </style>
 <rect width="100%" height="100%" rx="8" fill="{THEME.background_color.hex}"/>
-{chr(10).join(groups)}
+{newline.join(texts)}
 </svg>
 """
 
