@@ -13,7 +13,7 @@ import transformers.utils.logging
 from rich.console import Console
 
 from dllm_core import registry
-from dllm_core.cli.output import working
+from dllm_core.cli.output import Result, working
 from dllm_core.cli.prompts import Request, expand_blanks
 from dllm_core.errors import PromptError
 from dllm_core.models import load
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from dllm_core.display.live import LiveView
     from dllm_core.models.denoiser import Denoiser
     from dllm_core.samplers.base import Sampler
-    from dllm_core.samplers.output import SampleOutput, SampleStats
+    from dllm_core.samplers.output import SampleOutput
     from dllm_core.samplers.state import SamplerState
 
 DEMO_SECONDS = 6.0  # that a demonstration is slowed down by, over all its prompts
@@ -38,25 +38,6 @@ class Prepared:
 
     request: Request
     ids: list[int]
-
-
-@dataclass(frozen=True)
-class Result:
-    """What came of one request.
-
-    Args:
-        text: the completion, or the whole text whose blanks were filled.
-        prompt_tokens, completion_tokens: of a text with blanks, what was given and what was filled.
-        stats: of the batch that it was generated in.
-        batch_size: of that batch.
-    """
-
-    request: Request
-    text: str
-    prompt_tokens: int
-    completion_tokens: int
-    stats: SampleStats
-    batch_size: int
 
 
 @dataclass

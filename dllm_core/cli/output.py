@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -18,13 +19,32 @@ from dllm_core.display.text import glyphs_for
 from dllm_core.errors import OptionError
 
 if TYPE_CHECKING:
-    from dllm_core.cli.generate import Result
+    from dllm_core.cli.prompts import Request
     from dllm_core.samplers.output import SampleStats
 
 NEXT_STEPS = """\
 Try:  dllm run "your prompt"
       dllm run --infill "a text with a blank: [MASK:3]"
       dllm run --help"""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of one request.
+
+    Args:
+        text: the completion, or the whole text whose blanks were filled.
+        prompt_tokens, completion_tokens: of a text with blanks, what was given and what was filled.
+        stats: of the batch that it was generated in.
+        batch_size: of that batch.
+    """
+
+    request: Request
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+    stats: SampleStats
+    batch_size: int
 
 
 class Results:
