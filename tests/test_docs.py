@@ -109,9 +109,8 @@ def resolves(module: str, name: str) -> bool:
     return False
 
 
-README_BLOCKS = re.findall(
-    r"^```(\w+)\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
-)
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+README_BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 FILES = {text.split()[1]: text for _, text in README_BLOCKS if re.match(r"# \S+\.(py|toml)\n", text)}
 PROGRAM = "\n".join(text for kind, text in README_BLOCKS if kind == "python" and text not in FILES.values())
 
@@ -150,6 +149,14 @@ def test_the_readmes_plugin_works(tmp_path: Path) -> None:
     quick = json.loads(run([*command, "-o", "commit=sure", "-o", "least=0.8"], tmp_path))
     assert quick["text"] == plain["text"] == "tenalp"
     assert quick["stats"]["forward_passes"] < plain["stats"]["forward_passes"]
+
+
+def test_the_readmes_ratios_are_the_measured_ones() -> None:
+    results = json.loads((ROOT / "benchmarks/results/sampling-cpu.json").read_text(encoding="utf-8"))["results"]
+    ratios = {one["setting"]["vocabulary"]: one["ratio_median"] for one in results if one["setting"]["batch"] == 8}
+    said = re.search(r"([\d.]+) times as fast at vocabulary 8,192 and ([\d.]+) times at 126,464", README)
+    assert said.groups() == (f"{ratios[8192]:.1f}", f"{ratios[126464]:.1f}")
+    assert all(one["identical"] for one in results)
 
 
 def test_the_floors_of_the_architecture_are_those_that_are_enforced() -> None:
