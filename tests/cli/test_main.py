@@ -41,6 +41,9 @@ cli.COMMANDS["end"] = ("__main__:command", "End in a way of its own.")
 sys.exit(cli.main())
 """
 
+# A shell that runs the tests in the background has them, and all that they start, ignore interrupts.
+HEARS_INTERRUPTS = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+
 
 def end(how: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -106,7 +109,10 @@ def test_debugging_shows_the_traceback(how: str) -> None:
 
 def test_an_interrupt_is_130_without_a_traceback() -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", WITH_COMMANDS, "end", "wait"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", HEARS_INTERRUPTS + WITH_COMMANDS, "end", "wait"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout.readline() == "waiting\n"
     process.send_signal(signal.SIGINT)
