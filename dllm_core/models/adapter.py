@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -11,6 +12,9 @@ from dllm_core.errors import ModelLoadError
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model", "vocab.txt")
 
 
 def _attribute(target: str) -> object:
@@ -45,6 +49,13 @@ class ModelAdapter:
     eot_tokens: ClassVar[tuple[str, ...]] = ()
     chat_template: ClassVar[str | None] = None
     lora_targets: ClassVar[tuple[str, ...] | str] = "all-linear"
+
+    def for_checkpoint(self, config: Mapping[str, object]) -> ModelAdapter:
+        """The adapter of a checkpoint whose ``config.json`` holds these fields: this one.
+
+        A family whose model type covers several architectures returns another where the fields say so.
+        """
+        return self
 
     def load_config(self, path: str, *, revision: str | None = None) -> PreTrainedConfig:
         """Read ``config.json`` of a folder or hub id into the family's own configuration class."""
@@ -88,11 +99,14 @@ class ModelAdapter:
         """The checkpoint's tokenizer, prepared for the family; None where a local folder holds none."""
         from transformers import AutoTokenizer
 
-        folder = Path(path)
-        names = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model", "vocab.txt")
-        if folder.is_dir() and not any((folder / name).exists() for name in names):
+        if not self.has_tokenizer(path):
             return None
         return self.prepare_tokenizer(AutoTokenizer.from_pretrained(path, revision=revision))
+
+    def has_tokenizer(self, path: str) -> bool:
+        """Whether a local folder holds a tokenizer; a hub id is taken to have one."""
+        folder = Path(path)
+        return not folder.is_dir() or any((folder / name).exists() for name in TOKENIZER_FILES)
 
     def prepare_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
         """Give the tokenizer the family's mask token and chat template. Adds no id that the vocabulary lacks."""

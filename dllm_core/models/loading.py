@@ -172,9 +172,10 @@ def adapter_for(path: str, adapter: str | None = None, revision: str | None = No
     Raises:
         ModelLoadError: no config, or no installed plugin serves its model type.
     """
+    config = _read_config(path, revision)
     if adapter is not None:
-        return registry.load("adapter", adapter)()
-    model_type = _read_config(path, revision).get("model_type")
+        return registry.load("adapter", adapter)().for_checkpoint(config)
+    model_type = config.get("model_type")
     component = registry.adapter_for_model_type(model_type) if model_type else None
     if component is None:
         served = sorted({t for c in registry.components("adapter") for t in c.spec.model_types})
@@ -183,7 +184,7 @@ def adapter_for(path: str, adapter: str | None = None, revision: str | None = No
             f"{', '.join(served) or 'nothing'}; install the plugin of that family ('dllm plugins' lists yours)."
             + registry.missing_plugins_hint()
         )
-    return registry.load("adapter", component.full_id)()
+    return registry.load("adapter", component.full_id)().for_checkpoint(config)
 
 
 def _read_config(path: str, revision: str | None) -> dict[str, object]:

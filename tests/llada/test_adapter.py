@@ -37,7 +37,7 @@ def test_the_package_offers_its_classes_lazily():
 
 
 def test_the_spec_names_the_adapter():
-    (spec,) = dllm_model_adapters()
+    spec = next(iter(dllm_model_adapters()))
     module, _, name = spec.target.partition(":")
     assert getattr(sys.modules[module], name) is LLaDAAdapter
     assert spec.model_types == LLaDAAdapter.model_types == (LLaDAConfig.model_type,)

@@ -21,7 +21,7 @@ from dllm_core.cli.prompts import expand_blanks
 from dllm_core.registry import resource_path
 from dllm_core.training import load_recipe, train
 
-(ADAPTER,) = plugin.dllm_model_adapters()
+ADAPTER = next(iter(plugin.dllm_model_adapters()))
 (TINY,) = ADAPTER.bundled
 FOLDER = resource_path(TINY.resource)
 README = Path(__file__).parents[2] / "plugins" / "dllm-llada" / "README.md"

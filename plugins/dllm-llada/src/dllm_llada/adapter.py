@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from dllm_core.models.adapter import ModelAdapter
@@ -39,6 +40,14 @@ class LLaDAAdapter(ModelAdapter):
         "up_proj",
         "ff_out",
     )
+
+    def for_checkpoint(self, config: Mapping[str, object]) -> ModelAdapter:
+        """LLaDA-MoE calls itself ``llada`` on the hub; its experts give it away."""
+        if "num_experts" not in config:
+            return self
+        from dllm_llada.moe_adapter import LLaDAMoEAdapter
+
+        return LLaDAMoEAdapter()
 
     def prepare_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
         """Mask token, padding, turn tokens and chat template; a second call changes nothing.

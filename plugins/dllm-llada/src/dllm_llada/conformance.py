@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING
 
 from dllm_core.conformance import AdapterTests, PluginTests
 from dllm_llada.configuration import LLaDAConfig
+from dllm_llada.llada2 import LLaDA2MoeConfig
+from dllm_llada.moe import LLaDAMoEConfig
 from dllm_llada.tiny.tokenizer import build_tokenizer, vocabulary
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 
 class TestPlugin(PluginTests):
@@ -34,3 +36,67 @@ class TestAdapter(AdapterTests):
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return build_tokenizer()
+
+
+def role_tokenizer() -> PreTrainedTokenizerBase:
+    """Letters and the special tokens of LLaDA-MoE and LLaDA 2.x, with their form of chat."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<|endoftext|>", "<|role_end|>", "<|mask|>"]
+    letters = sorted("<role>HUMANASSISTANT</role>abcdefghijklmnopqrstuvwxyz ")
+    vocabulary = {token: number for number, token in enumerate([*special, *dict.fromkeys(letters)])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|endoftext|>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", extra_special_tokens=special)
+    fast.chat_template = (
+        "{% for message in messages %}<role>{{ 'HUMAN' if message.role == 'user' else 'ASSISTANT' }}</role>"
+        "{{ message.content }}<|role_end|>{% endfor %}{% if add_generation_prompt %}<role>ASSISTANT</role>{% endif %}"
+    )
+    return fast
+
+
+class TestMoEAdapter(AdapterTests):
+    component = "llada/llada-moe"
+
+    def tiny_config(self) -> PreTrainedConfig:
+        return LLaDAMoEConfig(
+            vocab_size=64,
+            hidden_size=32,
+            intermediate_size=48,
+            moe_intermediate_size=24,
+            num_experts=4,
+            num_experts_per_tok=2,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            moe_layer_freq=[0, 1],
+            max_position_embeddings=64,
+        )
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return role_tokenizer()
+
+
+class TestLLaDA2Adapter(AdapterTests):
+    component = "llada/llada2"
+
+    def tiny_config(self) -> PreTrainedConfig:
+        return LLaDA2MoeConfig(
+            vocab_size=64,
+            hidden_size=32,
+            intermediate_size=48,
+            moe_intermediate_size=24,
+            num_experts=8,
+            num_experts_per_tok=2,
+            n_group=4,
+            topk_group=2,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+            max_position_embeddings=64,
+        )
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return role_tokenizer()

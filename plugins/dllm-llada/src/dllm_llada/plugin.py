@@ -34,3 +34,17 @@ def dllm_model_adapters() -> Iterable[ModelAdapterSpec]:
             ),
         ),
     )
+    yield ModelAdapterSpec(
+        name="llada-moe",
+        summary="LLaDA with experts: LLaDA-MoE-7B-A1B base and instruct",
+        source="inclusionAI/LLaDA-MoE-7B-A1B-Base, modeling_lladamoe.py",
+        target="dllm_llada.moe_adapter:LLaDAMoEAdapter",
+        model_types=("lladamoe",),
+    )
+    yield ModelAdapterSpec(
+        name="llada2",
+        summary="LLaDA 2.0 and 2.1 (mini, flash): block diffusion with experts",
+        source="LLaDA 2.0, arXiv 2512.15745; inclusionAI/LLaDA2.0-mini, modeling_llada2_moe.py",
+        target="dllm_llada.moe_adapter:LLaDA2Adapter",
+        model_types=("llada2_moe", "llada21_moe"),
+    )
