@@ -73,8 +73,14 @@ class ModelAdapter:
         dtype: torch.dtype | str,
         attn_implementation: str | None = None,
         revision: str | None = None,
+        quantization: Mapping[str, object] | None = None,
     ) -> PreTrainedModel:
-        """Load weights from safetensors. ``dtype`` is a torch dtype or ``"auto"`` (the checkpoint's own).
+        """Load weights from safetensors.
+
+        Args:
+            dtype: a torch dtype or ``"auto"`` (the checkpoint's own).
+            quantization: what ``from_pretrained`` is to be told besides, to quantise the weights as they load; never
+                given to a family whose method does not name it.
 
         Raises:
             ModelLoadError: the checkpoint lacks weights of the model, which would otherwise start at random.
@@ -87,6 +93,7 @@ class ModelAdapter:
             revision=revision,
             use_safetensors=True,
             output_loading_info=True,
+            **(quantization or {}),
         )
         if missing := sorted(found["missing_keys"]):
             raise ModelLoadError(

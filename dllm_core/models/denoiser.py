@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
     from dllm_core.models.adapter import ModelAdapter
+    from dllm_core.models.lora import AdapterRecord
 
 SPECIAL_NAMES = ("mask", "eos", "pad", "bos", "eot")
 
@@ -34,10 +35,15 @@ class Denoiser:
         special_ids: token ids by name (``mask``, ``eos``, ``pad``, ``bos``, ``eot``); they win over the tokenizer's.
         logits_are_shifted: overrides the family's declared shift for this checkpoint.
 
+    Attributes:
+        lora: where the model's LoRA adapter belongs, None where it has none of ours; it is written beside the adapter.
+
     Raises:
         ModelLoadError: no mask token is known, or a special id lies outside the embedding.
         OptionError: an unknown name in ``special_ids``.
     """
+
+    lora: AdapterRecord | None = None
 
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +17,7 @@ from dllm_core import registry
 from dllm_core.errors import DllmError, ModelLoadError, OptionError
 from dllm_core.models.adapter import ModelAdapter
 from dllm_core.models.denoiser import Denoiser, known_ids
+from dllm_core.models.lora import CONFIG_FILE, adapter_config, adapter_folder, load_lora, quantization
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -35,7 +37,7 @@ def load(
     special_ids: Mapping[str, int] | None = None,
     adapter: str | None = None,
     load_in_4bit: bool = False,
-    lora: str | None = None,
+    lora: str | Path | None = None,
     attn_implementation: str | None = None,
     logits_are_shifted: bool | None = None,
     revision: str | None = None,
@@ -52,47 +54,61 @@ def load(
         special_ids: token ids by name (``mask``, ``eos``, ``pad``, ``bos``, ``eot``); no tokenizer is then needed and
             prompts are token ids.
         adapter: name of the model family where ``config.json`` should not decide.
-        load_in_4bit, lora: quantised loading and LoRA adapters; not in this version.
+        load_in_4bit: quantise the layers to 4 bits while they load (bitsandbytes, NF4); also on the CPU.
+        lora: folder or hub id of a LoRA adapter that was trained on this checkpoint. Its tokenizer, where it has one,
+            is the one that is used.
         attn_implementation: ``"sdpa"``, ``"eager"``, a flash attention, or ``"flex_attention"``.
         logits_are_shifted: overrides the family's declared shift for this checkpoint.
         revision: branch, tag or commit of a hub id.
 
     Raises:
-        ModelLoadError: no such model, no config, no installed family for it, no mask token.
-        OptionError: an unknown device, dtype or attention implementation.
+        ModelLoadError: no such model, no config, no installed family for it, no mask token, or an adapter of another
+            model.
+        OptionError: an unknown device, dtype or attention implementation, or a package that is not installed.
     """
-    _check_options(load_in_4bit, lora, attn_implementation)
+    _check_implementation(attn_implementation)
     target, torch_dtype = pick_device(device), pick_dtype(dtype)
+    adapter_files = None if lora is None else adapter_folder(lora)
     path = resolve_path(name_or_path)
     family = adapter_for(path, adapter, revision)
     config = _from_checkpoint(path, lambda: family.load_config(path, revision=revision))
     family.check_config(config)
     if tokenizer is None:
-        tokenizer = _tokenizer_of(path, family, revision, needed=special_ids is None)
+        tokenizer = _tokenizer_of(path, family, revision, adapter_files, needed=special_ids is None)
     else:
         tokenizer = family.prepare_tokenizer(tokenizer)
     known_ids(tokenizer, special_ids or {}, family)  # a checkpoint without a mask token fails before its weights load
     if torch_dtype == "auto" and target.type == "cpu":
         torch_dtype = torch.float32  # half precision is slow and coarse on most CPUs
+    quantized = {"quantization": _quantization_of(family, target, torch_dtype)} if load_in_4bit else {}
     with _bar_for_large_models(path):
         model = _from_checkpoint(
             path,
             lambda: family.load_model(
-                path, config, dtype=torch_dtype, attn_implementation=attn_implementation, revision=revision
+                path, config, dtype=torch_dtype, attn_implementation=attn_implementation, revision=revision, **quantized
             ),
         )
-    return Denoiser(
-        model.to(target).eval(), family, tokenizer, special_ids=special_ids, logits_are_shifted=logits_are_shifted
-    )
+    if not load_in_4bit:  # quantised weights were loaded where they belong
+        model = model.to(target)
+    denoiser = Denoiser(model.eval(), family, tokenizer, special_ids=special_ids, logits_are_shifted=logits_are_shifted)
+    if adapter_files is None:
+        return denoiser
+    return load_lora(denoiser, adapter_files, keep_shift=logits_are_shifted is not None)
 
 
-def _check_options(load_in_4bit: bool, lora: str | None, attn_implementation: str | None) -> None:
-    if load_in_4bit or lora is not None:
-        raise OptionError("load_in_4bit and lora are not in this version; load the full-precision, merged checkpoint")
+def _check_implementation(attn_implementation: str | None) -> None:
     if attn_implementation is not None and attn_implementation not in IMPLEMENTATIONS:
         raise OptionError(
             f"attn_implementation must be one of {', '.join(IMPLEMENTATIONS)}, got {attn_implementation!r}"
         )
+
+
+def _quantization_of(family: ModelAdapter, device: torch.device, dtype: torch.dtype | str) -> Mapping[str, object]:
+    if "quantization" not in inspect.signature(family.load_model).parameters:
+        raise OptionError(
+            f"{type(family).__name__} has its own way of loading, which cannot quantise; leave out 4 bits"
+        )
+    return quantization(device, dtype)
 
 
 def denoiser_from(
@@ -189,6 +205,9 @@ def adapter_for(path: str, adapter: str | None = None, revision: str | None = No
 
 def _read_config(path: str, revision: str | None) -> dict[str, object]:
     file = Path(path) / "config.json" if Path(path).is_dir() else _hub_config(path, revision)
+    if not file.is_file() and (file.parent / CONFIG_FILE).is_file():
+        base = adapter_config(file.parent).get("base_model_name_or_path")
+        raise ModelLoadError(f"{path} is a LoRA adapter, not a whole model; load its base ({base}) with lora={path!r}")
     if not file.is_file():
         raise ModelLoadError(f"{path} has no config.json, so it is not a checkpoint; give the folder that holds one")
     try:
@@ -214,8 +233,10 @@ def _hub_config(name: str, revision: str | None) -> Path:
 
 
 def _tokenizer_of(
-    path: str, family: ModelAdapter, revision: str | None, *, needed: bool
+    path: str, family: ModelAdapter, revision: str | None, adapter_files: Path | None, *, needed: bool
 ) -> PreTrainedTokenizerBase | None:
+    if adapter_files is not None and family.has_tokenizer(str(adapter_files)):
+        path, revision = str(adapter_files), None  # what the adapter was trained with, chat template and all
     try:
         return _from_checkpoint(path, lambda: family.load_tokenizer(path, revision=revision))
     except ModelLoadError:

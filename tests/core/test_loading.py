@@ -166,8 +166,7 @@ def refuses(name: object, error: type[DllmError], words: list[str], **options: o
         ({"dtype": torch.int64}, OptionError, ["dtype", "int64", "bfloat16"]),
         ({"dtype": None}, OptionError, ["dtype", "None"]),
         ({"attn_implementation": "fast"}, OptionError, ["attn_implementation", "'fast'", "sdpa"]),
-        ({"load_in_4bit": True}, OptionError, ["load_in_4bit", "not in this version"]),
-        ({"lora": "x"}, OptionError, ["lora", "not in this version"]),
+        ({"lora": "x"}, ModelLoadError, ["'x'", "no such folder", "owner/name"]),
         ({"adapter": "encodr"}, UnknownComponentError, ["'encodr'", "Did you mean 'encoder'?"]),
         (
             {"adapter": "other"},
