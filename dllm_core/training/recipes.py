@@ -1,12 +1,13 @@
 """Recipes: YAML files that say how a model is trained. Plugins ship them in a folder ``recipes`` of their package.
 
-Five sections, each checked before anything heavy is loaded; an unknown key is an error. For example::
+Sections, each checked before anything heavy is loaded; an unknown key is an error. For example::
 
     summary: one line for listings
     model: {adapter: acme, config: {d_model: 128}}                # or {checkpoint: NAME}
     tokenizer: {builder: "dllm_acme.tokenizer:build_tokenizer"}   # or {path: FOLDER}
     data: {generator: "dllm_acme.data:examples", eval_count: 256}
     objective: {name: mdlm, weighting: uniform}
+    lora: {r: 16, alpha: 32}                                      # leave out to train all weights
     training: {max_steps: 1000, learning_rate: 0.003}             # transformers.TrainingArguments, and ours
 """
 
@@ -28,6 +29,7 @@ from dllm_core.errors import (
     UnknownComponentError,
     did_you_mean,
 )
+from dllm_core.models.lora import LoraSection
 from dllm_core.plugins import plugin_host
 from dllm_core.registry import resource_path
 
@@ -45,6 +47,7 @@ class ModelSection:
         dtype: type of the weights while training: ``float32``, ``bfloat16`` (``bf16: true`` of the training section,
             which computes in bfloat16 and keeps float32 weights, is usually better).
         attn_implementation: as in `dllm.load`.
+        load_in_4bit: quantise a checkpoint as it loads, for training with section lora (QLoRA).
     """
 
     checkpoint: str | None = None
@@ -52,12 +55,15 @@ class ModelSection:
     config: dict[str, object] = field(default_factory=dict)
     dtype: str = "float32"
     attn_implementation: str | None = None
+    load_in_4bit: bool = False
 
     def __post_init__(self) -> None:
         if (self.checkpoint is None) == (self.adapter is None):
             raise OptionError("section model needs either checkpoint, or adapter with config for fresh weights")
         if self.checkpoint is not None and self.config:
             raise OptionError("section model: config is for fresh weights, a checkpoint brings its own")
+        if self.checkpoint is None and self.load_in_4bit:
+            raise OptionError("section model: load_in_4bit is for a checkpoint; fresh weights are trained whole")
         _check_mapping("model.config", self.config)
 
 
@@ -130,6 +136,7 @@ class Recipe:
     Args:
         summary: one line for listings.
         objective: ``name`` and the options of that objective.
+        lora: train an adapter beside the frozen weights; None: train the weights.
         training: fields of `DiffusionArguments`, without ``output_dir``, which the command gives.
     """
 
@@ -138,6 +145,7 @@ class Recipe:
     tokenizer: TokenizerSection = field(default_factory=TokenizerSection)
     data: DataSection
     objective: dict[str, object] = field(default_factory=lambda: {"name": "mdlm"})
+    lora: LoraSection | None = None
     training: dict[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -145,6 +153,12 @@ class Recipe:
         _check_mapping("training", self.training)
         if "name" not in self.objective:
             raise OptionError("section objective needs a name, for example name: mdlm")
+        if self.lora is None and self.model.load_in_4bit:
+            raise OptionError(
+                "section model: 4-bit weights cannot be trained; add section lora, or leave out load_in_4bit"
+            )
+        if self.lora is not None and self.model.checkpoint is None:
+            raise OptionError("section lora needs model.checkpoint: an adapter to fresh weights belongs to no model")
         if "output_dir" in self.training:
             raise OptionError("section training: leave out output_dir; the command names the folder (--output)")
 
@@ -153,7 +167,7 @@ class Recipe:
         return yaml.safe_dump(dataclasses.asdict(self), sort_keys=False, allow_unicode=True)
 
 
-_SECTIONS = {"model": ModelSection, "tokenizer": TokenizerSection, "data": DataSection}
+_SECTIONS = {"model": ModelSection, "tokenizer": TokenizerSection, "data": DataSection, "lora": LoraSection}
 
 
 def find_recipes() -> dict[str, Path]:
@@ -195,7 +209,7 @@ def parse_recipe(mapping: Mapping[str, object], *, what: str = "recipe") -> Reci
     """
     values = dict(mapping)
     for name, section in _SECTIONS.items():
-        if name in values:
+        if name in values and not (name == "lora" and values[name] is None):
             _check_mapping(name, values[name])
             values[name] = from_mapping(section, values[name], what=f"{what}, section {name}")
     return from_mapping(Recipe, values, what=what)

@@ -18,6 +18,7 @@ from dllm_core.config import from_mapping
 from dllm_core.errors import OptionError
 from dllm_core.models.denoiser import Denoiser
 from dllm_core.models.loading import load, pick_dtype
+from dllm_core.models.lora import add_lora, check_same_adapter
 from dllm_core.objectives import objective
 from dllm_core.plugins import import_string
 from dllm_core.training.arguments import DiffusionArguments
@@ -54,6 +55,8 @@ def train(recipe: Recipe, output: str | Path, *, resume: bool = False) -> Path:
         output.mkdir(parents=True, exist_ok=True)
         (output / RECIPE_FILE).write_text(recipe.as_yaml(), encoding="utf-8")
     newest = newest_checkpoint(output / CHECKPOINTS) if resume else None
+    if newest is not None:
+        check_same_adapter(trainer.denoiser, newest)
     trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
     publish(trainer, output)
     return output
@@ -74,7 +77,9 @@ def check_recipe(recipe: Recipe) -> None:
 def build_trainer(recipe: Recipe, output: Path) -> DiffusionTrainer:
     """The trainer that a recipe describes, with its model, data and objective."""
     args = training_arguments(recipe, output)
-    denoiser = build_denoiser(recipe.model, recipe.tokenizer, seed=args.seed)
+    denoiser = build_denoiser(recipe.model, recipe.tokenizer, seed=args.seed, device=args.device)
+    if recipe.lora is not None:
+        denoiser = add_lora(denoiser, recipe.lora, base=recipe.model.checkpoint, seed=args.seed)
     step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     trainer = DiffusionTrainer(
         denoiser,
@@ -125,18 +130,21 @@ def _objective(recipe: Recipe) -> Objective:
     return objective(str(options.pop("name")), **options)
 
 
-def build_denoiser(model: ModelSection, tokenizer: TokenizerSection, *, seed: int) -> Denoiser:
-    """The model to train: a checkpoint, or fresh weights drawn from `seed`."""
+def build_denoiser(
+    model: ModelSection, tokenizer: TokenizerSection, *, seed: int, device: torch.device | str = "cpu"
+) -> Denoiser:
+    """The model to train: a checkpoint, or fresh weights drawn from `seed`; `device` is where 4-bit weights go."""
     own = _tokenizer(tokenizer)
     if model.checkpoint is None:
         return _fresh_denoiser(model, own, seed)
-    # On the CPU: the trainer moves the model to the device of its process.
+    # On the CPU: the trainer moves the model to the device of its process, except for quantised weights.
     return load(
         model.checkpoint,
-        device="cpu",
+        device=device if model.load_in_4bit else "cpu",
         dtype=model.dtype,
         tokenizer=own,
         attn_implementation=model.attn_implementation,
+        load_in_4bit=model.load_in_4bit,
     )
 
 

@@ -17,6 +17,7 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -153,6 +154,14 @@ class DiffusionTrainer(Trainer):
         key = key_from(self.args.seed, stream, *counters, self.args.process_index)
         return torch.Generator(device=self.args.device).manual_seed(key)
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Weights, tokenizer and, of an adapter, where it belongs."""
+        super()._save(output_dir, state_dict)
+        if self.denoiser.lora is not None:
+            folder = Path(output_dir or self.args.output_dir)
+            self.denoiser.lora.write(folder)
+            (folder / "README.md").unlink(missing_ok=True)  # peft's card: a form with nothing filled in
+
     # ----------------------------------------------------------------------------------------------- evaluation
 
     def prediction_step(
@@ -202,7 +211,8 @@ def bounds(loss_sum: float, loss_share: float, nll_sum: float, tokens: float) ->
 
 def compile_backbone(model: PreTrainedModel) -> None:
     """Compile, in place, everything below the vocabulary head: the rows that the head sees differ at every step."""
-    model.base_model.compile()
+    whole = model.get_base_model() if hasattr(model, "get_base_model") else model  # peft's wrapper includes the head
+    whole.base_model.compile()
 
 
 def _check_length(input_ids: Tensor, context_length: int | None) -> None:
