@@ -18,6 +18,7 @@ from dllm_core.plugins import debugging, one_line
 COMMANDS = {
     "run": ("dllm_core.cli.run:command", "Generate text; alone, show a bundled model at work."),
     "train": ("dllm_core.cli.train:command", "Train a model from a recipe."),
+    "merge": ("dllm_core.cli.merge:command", "Merge a LoRA adapter into its base."),
     "plugins": ("dllm_core.cli.plugins:command", "List what is installed, and explain what did not load."),
 }
 INTERRUPTED = 130  # 128 + SIGINT, as shells count

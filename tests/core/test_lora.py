@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer, models
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import dllm_core as dllm
+from dllm_core.cli import root
 from dllm_core.errors import ModelLoadError, OptionError
 from dllm_core.models.denoiser import Denoiser
 from dllm_core.models.lora import (
@@ -25,6 +28,7 @@ from dllm_core.models.lora import (
     merge_lora,
     read_record,
 )
+from dllm_core.models.merging import merge_checkpoint
 from dllm_core.plugins import load_plugins, use_plugin_host
 
 PLUGIN = """
@@ -413,3 +417,58 @@ def test_damaged_weights_are_not_taken(base, adapter):
     save_file({name: value[:1] for name, value in tensors.items()}, adapter / "adapter_model.safetensors")
     with pytest.raises(ModelLoadError):
         load(base, lora=adapter)
+
+
+# ----------------------------------------------------------------------------------------------------- dllm merge
+
+
+def words():
+    """A tokenizer of 16 words."""
+    backend = Tokenizer(models.WordLevel({f"w{number}": number for number in range(16)}, unk_token="w0"))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, mask_token="w15", eos_token="w1", pad_token="w0")
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.1)])
+def test_merge_command(base, adapter, tmp_path, dtype, tolerance):
+    words().save_pretrained(base)
+    want = scores(dllm.load(base, lora=adapter, device="cpu"))
+    arguments = ["merge", str(base), str(adapter), str(tmp_path / "new/merged"), "--dtype", dtype, "--json"]
+    result = CliRunner().invoke(root, arguments, catch_exceptions=False)
+    assert json.loads(result.stdout) == {"output": str(tmp_path / "new/merged")}
+    merged = dllm.load(tmp_path / "new/merged", device="cpu")
+    assert merged.mask_token_id == 15
+    assert merged.model.config.is_causal is False
+    torch.testing.assert_close(scores(merged), want, atol=tolerance, rtol=tolerance)
+    assert {value.dtype for value in load_file(tmp_path / "new/merged/model.safetensors").values()} == {
+        getattr(torch, dtype)
+    }
+    assert list((tmp_path / "new").iterdir()) == [tmp_path / "new/merged"]  # nothing left beside it
+
+
+def test_merging_keeps_the_bits_of_what_has_no_adapter(base, adapter, tmp_path):
+    model = tiny_llama().to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "half")
+    merge_checkpoint(tmp_path / "half", adapter, tmp_path / "merged")
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("half", "merged"))
+    changed = {name.split(".")[-2] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"q_proj", "v_proj", "up_proj", "down_proj"}
+    assert {value.dtype for value in after.values()} == {torch.bfloat16}
+
+
+def test_merge_refuses(base, adapter, tmp_path):
+    with pytest.raises(OptionError, match="exists already; name a new folder"):
+        merge_checkpoint(base, adapter, adapter)
+    with pytest.raises(ModelLoadError, match="no LoRA adapter in"):
+        merge_checkpoint(base, tmp_path, tmp_path / "merged")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "bitsandbytes"}}))
+    with pytest.raises(OptionError, match="is quantised"):
+        merge_checkpoint(base, adapter, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_failed_merge_leaves_nothing(base, adapter, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk")))
+    with pytest.raises(OSError, match="disk"):
+        merge_checkpoint(base, adapter, tmp_path / "new" / "merged")
+    assert list((tmp_path / "new").iterdir()) == []
