@@ -20,17 +20,24 @@ class DiffusionArguments(TrainingArguments):
             the device at every step.
         compile: compile the model below its vocabulary head with torch.compile. Faster on most machines after the
             first steps; needs a C++ compiler on the CPU.
+        ema_decay: keep an exponential moving average of the weights, with this decay, for instance 0.9999. Evaluation
+            uses it, and it is what is published; checkpoints hold both. See `dllm_core.training.ema.WeightAverage`.
+        save_only_model: off, as in Hugging Face: the optimizer's state is saved, without which nothing can be resumed.
 
     Raises:
-        OptionError: ``torch_compile`` was asked for.
+        OptionError: ``torch_compile`` was asked for, or `ema_decay` is not between 0 and 1.
     """
 
     remove_unused_columns: bool = False
     logging_nan_inf_filter: bool = False
     compile: bool = field(default=False, metadata={"help": "Compile the model below its vocabulary head."})
 
+    ema_decay: float | None = field(default=None, metadata={"help": "Decay of the average of the weights."})
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise OptionError(f"ema_decay must lie between 0 and 1, for example 0.9999; got {self.ema_decay}")
         if self.torch_compile:
             # The rows to project are chosen anew at every step, so a graph with the head in it is never reused.
             raise OptionError(

@@ -1,12 +1,13 @@
 """`DiffusionTrainer`: the Hugging Face Trainer with a diffusion objective.
 
-Three things differ from a language model's training, and all three go wrong silently when left to the base class:
+Four things differ from a language model's training, and the first three go wrong silently when left to the base class:
 
 - The loss is divided by what the *whole optimizer step* teaches, over all micro-batches and processes. The base class
   counts ``labels[..., 1:]`` for causal models, and leaves the division to a model that never sees the labels here.
 - Noise comes from generators keyed by (seed, step, micro-step, process), so processes never share their masks, a
   resumed run draws what the uninterrupted one would have drawn, and evaluation does not move training.
 - Evaluation uses the same noise every time, and reports bounds.
+- A checkpoint appears under its name only once it is whole, and training goes on from it to the last bit.
 
 Shapes: B batch, L length.
 """
@@ -16,7 +17,9 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -29,13 +32,16 @@ from dllm_core.models.denoiser import Denoiser
 from dllm_core.models.loading import denoiser_from
 from dllm_core.noise.counter import key_from
 from dllm_core.objectives.base import Objective, ObjectiveOutput
+from dllm_core.training import checkpoints
 from dllm_core.training.arguments import DiffusionArguments
+from dllm_core.training.checks import check_average, check_examples, check_resume
 from dllm_core.training.collator import DiffusionCollator
+from dllm_core.training.ema import WeightAverage
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset, IterableDataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-    from transformers.trainer_utils import EvalLoopOutput
+    from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 logger = logging.getLogger(__name__)
 
@@ -77,8 +83,10 @@ class DiffusionTrainer(Trainer):
         args = self.arguments_class() if args is None else args
         self.objective = self.default_objective(args) if objective is None else objective
         self.denoiser = model if isinstance(model, Denoiser) else denoiser_from(None, model, processing_class)
+        self.average: WeightAverage | None = None  # of the weights, where args.ema_decay asks for it
         self._micro_step = 0
         self._evaluation_totals: list[Tensor] = []
+        self._is_writing = False
         if args.n_gpu > 1:
             logger.warning("one process trains on one device; start one process a device with torchrun to use them all")
             args._n_gpu = 1  # torch's DataParallel cannot split a batch whose rows the head selects
@@ -92,6 +100,7 @@ class DiffusionTrainer(Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        self.add_callback(UpdateAverage(self))
         if args.compile:
             compile_backbone(self.denoiser.bare_model)
 
@@ -100,6 +109,42 @@ class DiffusionTrainer(Trainer):
         raise OptionError("DiffusionTrainer needs an objective, for example objective=dllm.objective('mdlm')")
 
     # ------------------------------------------------------------------------------------------------- training
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **options: object) -> TrainOutput:
+        """As the Hugging Face Trainer, once model, data and checkpoint have been found to go together.
+
+        Raises:
+            DataError: no example teaches a token, or one is longer than the model reads.
+            OptionError: the checkpoint is of another model, or an option does not go with another.
+        """
+        if resume_from_checkpoint is True:
+            newest = checkpoints.newest_checkpoint(Path(self.args.output_dir))
+            if newest is None:
+                raise OptionError(f"no whole checkpoint in {self.args.output_dir!r}; train without resuming")
+            resume_from_checkpoint = str(newest)
+        check_average(self.args)
+        if self.train_dataset is not None:
+            check_examples(self.train_dataset, self.denoiser.context_length)
+        if resume_from_checkpoint:
+            check_resume(self.denoiser, Path(resume_from_checkpoint), averages=bool(self.args.ema_decay))
+        if self.args.should_save:
+            checkpoints.remove_half_written(Path(self.args.output_dir))
+        self.accelerator.wait_for_everyone()
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: object, resume_from_checkpoint: str | None):
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        if self.args.ema_decay is not None:
+            self.average = WeightAverage(self.accelerator.unwrap_model(prepared[0]), self.args.ema_decay)
+            if resume_from_checkpoint:
+                self.average.load(Path(resume_from_checkpoint))
+        return prepared
+
+    def _run_epoch(self, **options: object) -> None:
+        if self.state.global_step >= self.state.max_steps:  # resumed at the end; the base class trains a step more
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(**options)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -154,6 +199,56 @@ class DiffusionTrainer(Trainer):
         key = key_from(self.args.seed, stream, *counters, self.args.process_index)
         return torch.Generator(device=self.args.device).manual_seed(key)
 
+    # ---------------------------------------------------------------------------------------------- checkpoints
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The trained model for use: with the averaged weights, where the training keeps an average."""
+        with nullcontext() if _internal_call else self.averaged_weights():
+            super().save_model(output_dir, _internal_call)
+
+    def averaged_weights(self) -> AbstractContextManager[None]:
+        """Inside, the model holds the averaged weights; nothing changes where there is no average."""
+        return nullcontext() if self.average is None else self.average.in_place()
+
+    def _get_output_dir(self, trial: object) -> str:
+        folder = super()._get_output_dir(trial)
+        return os.path.join(folder, checkpoints.WRITING) if self._is_writing else folder
+
+    def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
+        """Written to one side by all processes, brought in under its name by one."""
+        folder, name = Path(self._get_output_dir(trial)), f"{checkpoints.PREFIX}{self.state.global_step}"
+        if self.args.should_save:
+            checkpoints.start_writing(folder)
+        self.accelerator.wait_for_everyone()
+        self._is_writing = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._is_writing = False
+        written = folder / checkpoints.WRITING / name
+        self._name_best_checkpoint(folder)
+        if self.args.should_save:
+            self.state.save_to_json(str(written / checkpoints.STATE_FILE))
+            if self.average is not None:
+                self.average.save(written)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            place = checkpoints.finish_writing(folder, name)
+            checkpoints.remove_oldest(folder, self.args.save_total_limit, self.state.best_model_checkpoint)
+            if self.args.push_to_hub:
+                self._push_from_checkpoint(str(place))
+        self.accelerator.wait_for_everyone()
+
+    def _name_best_checkpoint(self, folder: Path) -> None:
+        """The base class looks for the best checkpoint beside the one being written."""
+        best = folder / f"{checkpoints.PREFIX}{self.state.best_global_step}"
+        if self.state.best_global_step == self.state.global_step or best.is_dir():
+            self.state.best_model_checkpoint = str(best)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if not self._is_writing:  # it is pushed from where it stays
+            super()._push_from_checkpoint(checkpoint_folder)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Weights, tokenizer and, of an adapter, where it belongs."""
         super()._save(output_dir, state_dict)
@@ -191,7 +286,8 @@ class DiffusionTrainer(Trainer):
     ) -> EvalLoopOutput:
         """Adds ``nll`` (upper bound on nats per token) and ``perplexity``; ``loss`` is normalised over all batches."""
         self._evaluation_totals = []
-        with torch.random.fork_rng(devices=[]):  # a loader draws a seed when it starts, and dropout would feel it
+        # A loader draws a seed when it starts, and dropout would feel it.
+        with torch.random.fork_rng(devices=[]), self.averaged_weights():
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
@@ -200,6 +296,17 @@ class DiffusionTrainer(Trainer):
             metrics = bounds(*totals.tolist())
             output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output
+
+
+class UpdateAverage(TrainerCallback):
+    """Takes the weights into the trainer's average after every optimizer step."""
+
+    def __init__(self, trainer: DiffusionTrainer) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, *_: object, **__: object) -> None:
+        if self.trainer.average is not None and not self.trainer.accelerator.optimizer_step_was_skipped:
+            self.trainer.average.update()
 
 
 def bounds(loss_sum: float, loss_share: float, nll_sum: float, tokens: float) -> dict[str, float]:
