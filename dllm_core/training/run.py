@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import AutoTokenizer, TrainerCallback
+from transformers import AutoTokenizer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from dllm_core import registry
@@ -18,23 +16,23 @@ from dllm_core.config import from_mapping
 from dllm_core.errors import OptionError
 from dllm_core.models.denoiser import Denoiser
 from dllm_core.models.loading import load, pick_dtype
-from dllm_core.models.lora import add_lora, check_same_adapter
+from dllm_core.models.lora import add_lora
 from dllm_core.objectives import objective
 from dllm_core.plugins import import_string
+from dllm_core.training import checkpoints
 from dllm_core.training.arguments import DiffusionArguments
 from dllm_core.training.collator import DiffusionCollator
 from dllm_core.training.examples import evaluation_examples, training_examples
-from dllm_core.training.recipes import ModelSection, Recipe, TokenizerSection
+from dllm_core.training.interruption import TrainingInterrupted, saving_on_signals
+from dllm_core.training.progress import progress_display, show_configuration
+from dllm_core.training.recipes import ModelSection, Recipe, TokenizerSection, load_recipe
+from dllm_core.training.resume import CHECKPOINTS, RECIPE_FILE, changes, starting_point
 from dllm_core.training.trainer import DiffusionTrainer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase, TrainerControl, TrainerState
+    from transformers import PreTrainedTokenizerBase
 
     from dllm_core.objectives.base import Objective
-
-RECIPE_FILE = "recipe.yaml"
-CHECKPOINTS = "checkpoints"  # folder of the steps to resume from, inside the output folder
-_STAGING = ".saving"
 
 
 def train(recipe: Recipe, output: str | Path, *, resume: bool = False) -> Path:
@@ -42,24 +40,61 @@ def train(recipe: Recipe, output: str | Path, *, resume: bool = False) -> Path:
 
     Args:
         output: created; checkpoints to resume from go to its folder ``checkpoints``.
-        resume: go on from the newest whole checkpoint there, or start anew where there is none.
+        resume: go on from the newest whole checkpoint there, or start anew where there is none. A training that is
+            finished is left as it is.
 
     Raises:
-        OptionError: the recipe does not fit together, or the folder holds a model already.
+        OptionError: the recipe does not fit together, the folder holds a training already, or one of another recipe.
+        DataError: the data teach nothing, or do not fit the model.
+        TrainingInterrupted: SIGTERM or SIGINT came; a checkpoint was written.
     """
     output = Path(output)
-    if not resume and (output / "config.json").exists():
-        raise OptionError(f"{str(output)!r} holds a model already; name another folder, or resume that training")
+    newest = starting_point(recipe, output, resume=resume)
+    args = training_arguments(recipe, output)
+    finished = checkpoints.finished_at(output, {name: getattr(args, name) for name in checkpoints.LENGTHS})
+    if finished is not None:
+        _say(args, f"{output} is finished: trained to step {finished}; raise training.max_steps to train on")
+        return output
     trainer = build_trainer(recipe, output)
-    if trainer.is_world_process_zero():
+    if args.process_index == 0:
+        show_configuration(recipe, trainer)
+        _say_how_it_starts(recipe, output, newest)
         output.mkdir(parents=True, exist_ok=True)
-        (output / RECIPE_FILE).write_text(recipe.as_yaml(), encoding="utf-8")
-    newest = newest_checkpoint(output / CHECKPOINTS) if resume else None
-    if newest is not None:
-        check_same_adapter(trainer.denoiser, newest)
-    trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
-    publish(trainer, output)
+        checkpoints.write_text(output / RECIPE_FILE, recipe.as_yaml())
+    _train(trainer, output, newest)
+    checkpoints.publish(trainer, output)
     return output
+
+
+def _train(trainer: DiffusionTrainer, output: Path, newest: Path | None) -> None:
+    display = progress_display()
+    trainer.add_callback(display)
+    with saving_on_signals(trainer) as signals:
+        try:
+            trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
+        finally:
+            display.close()
+    if signals.agreed:
+        state = trainer.state
+        raise TrainingInterrupted(
+            f"{signal.Signals(signals.agreed).name} stopped the training at step {state.global_step} of "
+            f"{state.max_steps}; saved in {output / CHECKPOINTS}; go on with the same command and --resume",
+            signals.agreed,
+        )
+
+
+def _say_how_it_starts(recipe: Recipe, output: Path, newest: Path | None) -> None:
+    if newest is None:
+        return
+    print(f"resuming from {newest}", file=sys.stderr, flush=True)
+    before = output / RECIPE_FILE
+    for name, there, here in changes(load_recipe(before), recipe) if before.is_file() else ():
+        print(f"with {name} {here!r} where it was {there!r}", file=sys.stderr, flush=True)
+
+
+def _say(args: DiffusionArguments, text: str) -> None:
+    if args.process_index == 0:
+        print(text, file=sys.stderr, flush=True)
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -101,7 +136,6 @@ def build_trainer(recipe: Recipe, output: Path) -> DiffusionTrainer:
     # Hugging Face's own displays print to stdout, which belongs to what the caller reports.
     for display in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(display)
-    trainer.add_callback(ProgressLines())
     return trainer
 
 
@@ -170,59 +204,3 @@ def _tokenizer(section: TokenizerSection) -> PreTrainedTokenizerBase | None:
         return AutoTokenizer.from_pretrained(section.path)
     except (OSError, ValueError) as error:
         raise OptionError(f"no tokenizer at {section.path!r}: {str(error).strip().splitlines()[0]}") from error
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint of the latest step that was written to its end; None where there is none."""
-    whole = [entry for entry in folder.glob("checkpoint-*") if _is_whole(entry)]
-    return max(whole, key=lambda entry: int(entry.name.rpartition("-")[2]), default=None)
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    """The trainer's state is the last file that Hugging Face writes, so a readable one means that all is there."""
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True
-
-
-def publish(trainer: DiffusionTrainer, output: Path) -> None:
-    """Save model and tokenizer so that the folder is a checkpoint only once it is whole.
-
-    Everything is written to one side and moved in, ``config.json`` last: without it a folder is no checkpoint.
-    """
-    staging = output / _STAGING
-    if trainer.is_world_process_zero():
-        shutil.rmtree(staging, ignore_errors=True)
-    trainer.accelerator.wait_for_everyone()
-    trainer.save_model(str(staging))
-    if not trainer.is_world_process_zero():
-        return
-    (staging / "training_args.bin").unlink(missing_ok=True)  # a pickle; the recipe says the same
-    (output / "config.json").unlink(missing_ok=True)
-    shutil.copymode(staging / "config.json", staging / "model.safetensors")  # safetensors keeps it to its owner
-    for file in sorted(staging.iterdir(), key=lambda file: file.name == "config.json"):
-        os.replace(file, output / file.name)
-    staging.rmdir()
-
-
-class ProgressLines(TrainerCallback):
-    """One line on stderr whenever the trainer logs."""
-
-    def on_log(
-        self,
-        args: DiffusionArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_: object,
-    ) -> None:
-        if not state.is_world_process_zero or not logs:
-            return
-        shown = "  ".join(f"{name} {_number(value)}" for name, value in logs.items() if not name.endswith("epoch"))
-        print(f"step {state.global_step}/{state.max_steps}  {shown}", file=sys.stderr, flush=True)
-
-
-def _number(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -20,7 +20,8 @@ from dllm_core.errors import AmbiguousComponentError, DataError, ModelLoadError,
 from dllm_core.plugins import load_plugins, use_plugin_host
 from dllm_core.training.examples import GeneratedExamples, read_examples
 from dllm_core.training.recipes import find_recipes, load_recipe, parse_recipe
-from dllm_core.training.run import newest_checkpoint, train
+from dllm_core.training.checkpoints import newest_checkpoint
+from dllm_core.training.run import train
 
 PLUGIN = """
 from dllm_core import ModelAdapterSpec, hookimpl
