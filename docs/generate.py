@@ -38,7 +38,8 @@ def cli_reference() -> str:
     intro = """\
 # Command line
 
-What `--help` says, written by `docs/generate.py`. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+What `--help` says, written by `docs/generate.py`. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted
+(Ctrl-C), 143 stopped by SIGTERM; a training that ended with 130 or 143 saved a checkpoint and goes on with `--resume`.
 """
     parts = [f"\n## {name}\n\n```text\n{text.rstrip()}\n```\n" for name, text in commands(root, None, "dllm")]
     return intro + "".join(parts)

@@ -18,6 +18,7 @@ from dllm_core.plugins import debugging, one_line
 COMMANDS = {
     "run": ("dllm_core.cli.run:command", "Generate text; alone, show a bundled model at work."),
     "train": ("dllm_core.cli.train:command", "Train a model from a recipe."),
+    "recipes": ("dllm_core.cli.recipes:command", "List the recipes that train knows by name."),
     "merge": ("dllm_core.cli.merge:command", "Merge a LoRA adapter into its base."),
     "plugins": ("dllm_core.cli.plugins:command", "List what is installed, and explain what did not load."),
 }
@@ -80,7 +81,10 @@ root = click.version_option(__version__, prog_name="dllm", message="%(prog)s %(v
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; the exit code is 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    """Run the command line; the exit code is 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+
+    Training that a signal stopped behind a checkpoint ends with 128 + the signal: 143 after SIGTERM, 130 after Ctrl-C.
+    """
     if not debugging():
         sys.excepthook = _say_unexpected
     try:

@@ -31,7 +31,7 @@ from dllm_core.errors import (
 )
 from dllm_core.models.lora import LoraSection
 from dllm_core.plugins import plugin_host
-from dllm_core.registry import resource_path
+from dllm_core.registry import load, resource_path
 
 SectionT = TypeVar("SectionT")
 SUFFIX = ".yaml"
@@ -164,9 +164,14 @@ class Recipe:
 
     def as_yaml(self) -> str:
         """The recipe with everything that was left to defaults in sections model, tokenizer and data written out."""
-        return yaml.safe_dump(dataclasses.asdict(self), sort_keys=False, allow_unicode=True)
+        return yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True)
+
+    def as_dict(self) -> dict[str, object]:
+        """The same as nested mappings."""
+        return dataclasses.asdict(self)
 
 
+_TOP_LEVEL = ("summary",)
 _SECTIONS = {"model": ModelSection, "tokenizer": TokenizerSection, "data": DataSection, "lora": LoraSection}
 
 
@@ -188,13 +193,14 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
     """A recipe by name (``name`` or ``plugin/name``) or from a ``.yaml`` file, with some values replaced.
 
     Args:
-        overrides: ``section.key=value``, for example ``training.max_steps=100``; values are read as YAML.
+        overrides: ``section.key=value``, for example ``training.max_steps=100``; values are read as YAML. ``key=value``
+            serves where only one section has that key.
 
     Raises:
         UnknownComponentError, AmbiguousComponentError: no recipe of that name, or several.
         OptionError: no such file, not YAML, an unknown section or key, or a value that is not allowed.
     """
-    file = _locate(str(name_or_path))
+    file = recipe_file(str(name_or_path))
     mapping = _read(file)
     for override in overrides:
         _replace(mapping, override)
@@ -215,7 +221,13 @@ def parse_recipe(mapping: Mapping[str, object], *, what: str = "recipe") -> Reci
     return from_mapping(Recipe, values, what=what)
 
 
-def _locate(name: str) -> Path:
+def recipe_file(name: str) -> Path:
+    """The file of a recipe: one that is installed under this name, or the ``.yaml`` file itself.
+
+    Raises:
+        UnknownComponentError, AmbiguousComponentError: no recipe of that name, or several.
+        OptionError: no such file.
+    """
     if name.endswith((SUFFIX, ".yml")):
         file = Path(name)
         if not file.is_file():
@@ -243,13 +255,48 @@ def _read(file: Path) -> dict[str, object]:
 
 def _replace(mapping: dict[str, object], override: str) -> None:
     path, equals, text = override.partition("=")
-    *sections, key = path.strip().split(".")
-    if not equals or not sections:
+    *sections, key = path.strip().replace("-", "_").split(".")
+    if not equals:
         raise OptionError(f"override {override!r} must have the form section.key=value, e.g. training.max_steps=100")
+    if not sections and key not in _TOP_LEVEL:
+        sections = [_section_with(key, mapping)]
     for section in sections:
         mapping = mapping.setdefault(section, {})
         _check_mapping(section, mapping)
     mapping.update(parse_assignments([f"{key}={text}"]))
+
+
+def _section_with(key: str, mapping: Mapping[str, object]) -> str:
+    """The one section that has this key.
+
+    Raises:
+        OptionError: none has, or several.
+    """
+    homes = [section for section, keys in _keys(mapping).items() if key in keys]
+    if len(homes) == 1:
+        return homes[0]
+    if homes:
+        raise OptionError(f"{key} is in several sections; write {' or '.join(f'{home}.{key}=...' for home in homes)}")
+    known = {name: section for section, keys in _keys(mapping).items() for name in keys}
+    near = did_you_mean(key, known)
+    raise OptionError(
+        f"no section of a recipe has a key {key!r}.{near} Write section.key=value, e.g. training.max_steps=100"
+    )
+
+
+def _keys(mapping: Mapping[str, object]) -> dict[str, set[str]]:
+    """The keys that each section may have. Imports what trains: only a key without a section needs to know."""
+    from dllm_core.training.arguments import DiffusionArguments
+
+    keys = {name: _fields(section) for name, section in _SECTIONS.items()}
+    keys["training"] = _fields(DiffusionArguments) - {"output_dir"}
+    chosen = mapping.get("objective", {"name": "mdlm"})
+    keys["objective"] = {"name", *_fields(load("objective", str(chosen.get("name"))))}
+    return keys
+
+
+def _fields(cls: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(cls) if field.init} if dataclasses.is_dataclass(cls) else set()
 
 
 def _check_mapping(name: str, value: object) -> None:

@@ -139,6 +139,10 @@ def test_overrides_are_typed_and_reach_into_options():
     assert recipe.training["max_steps"] == 9
     assert recipe.model.config["hidden_size"] == 64
     assert recipe.data.options == {"longest": 5}
+    assert load_recipe("letters", ["max-steps=9", "time_epsilon=0.1", "eval_count=3"]) == load_recipe(
+        "letters", ["training.max_steps=9", "objective.time_epsilon=0.1", "data.eval_count=3"]
+    )
+    assert load_recipe("letters", ["summary=x"]).summary == "x"
     assert load_recipe("letters", ["tokenizer.path=x", "tokenizer.builder=null"]).tokenizer.path == "x"
 
 
@@ -153,7 +157,8 @@ def test_overrides_are_typed_and_reach_into_options():
         ("data.train_count=0", "data.train_count must be at least 1"),
         ("data.eval_count=many", "eval_count must be a whole number"),
         ("training.output_dir=x", "leave out output_dir"),
-        ("max_steps=3", "must have the form section.key=value"),
+        ("seed=3", "seed is in several sections; write data.seed=... or training.seed=..."),
+        ("max_stps=3", "no section of a recipe has a key 'max_stps'. Did you mean 'max_steps'"),
         ("training.max_steps", "must have the form section.key=value"),
         ("model.config=3", "model.config must be a mapping"),
         ("summary.x=3", "summary must be a mapping"),

@@ -1,0 +1,79 @@
+"""`dllm recipes`: the recipes that installed plugins ship."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from dllm_core.cli.plugins import group_says_json, json_option
+from dllm_core.errors import UsageError
+
+
+@click.group(invoke_without_command=True)
+@json_option
+@click.pass_context
+def command(ctx: click.Context, as_json: bool) -> None:
+    """List the recipes that `dllm train` knows by name.
+
+    \b
+    Examples:
+      dllm recipes
+      dllm recipes show my-recipe > own.yaml
+    """
+    if ctx.invoked_subcommand is None:
+        print_recipes(as_json)
+
+
+@command.command("list")
+@json_option
+@click.pass_context
+def list_command(ctx: click.Context, as_json: bool) -> None:
+    """List the recipes, as `dllm recipes` does."""
+    print_recipes(as_json or group_says_json(ctx))
+
+
+@command.command("show")
+@click.argument("name")
+@json_option
+@click.pass_context
+def show_command(ctx: click.Context, name: str, as_json: bool) -> None:
+    """Print one recipe as it is shipped: a file to start your own from."""
+    from dllm_core.training.recipes import load_recipe, recipe_file
+
+    file = recipe_file(name)
+    if as_json or group_says_json(ctx):
+        click.echo(json.dumps({"file": str(file), **load_recipe(file).as_dict()}, indent=2))
+    else:
+        click.echo(file.read_text(encoding="utf-8"), nl=False)
+
+
+def print_recipes(as_json: bool) -> None:
+    from dllm_core.training.recipes import find_recipes
+
+    rows = [{"name": full_id, "file": str(file), **_about(file)} for full_id, file in find_recipes().items()]
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    if not rows:
+        click.echo("No installed plugin ships a recipe; dllm train --recipe also takes a .yaml file.")
+        return
+    width = max(len(row["name"]) for row in rows)
+    for row in rows:
+        click.echo(f"{row['name']:{width}}  {row['summary']}")
+
+
+def _about(file: Path) -> dict[str, object]:
+    """What a listing says of a recipe; one that cannot be read does not hide the others."""
+    from dllm_core.training.recipes import load_recipe
+
+    try:
+        recipe = load_recipe(file)
+    except UsageError as error:
+        return {"summary": click.style(f"cannot be read: {error}", fg="red"), "error": str(error)}
+    return {
+        "summary": recipe.summary,
+        "model": recipe.model.checkpoint or recipe.model.adapter,
+        "objective": recipe.objective["name"],
+    }
