@@ -48,6 +48,7 @@ _EXPORTS = {
     "sampler": "dllm_core.samplers",
     "Sampler": "dllm_core.samplers",
     "MDLMSampler": "dllm_core.samplers",
+    "BD3LMSampler": "dllm_core.samplers",
     "CommitRule": "dllm_core.samplers",
     "CachePolicy": "dllm_core.samplers",
     "SampleOutput": "dllm_core.samplers",
@@ -65,11 +66,21 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from dllm_core.models.arguments import ModelArguments
     from dllm_core.noise import Corruption, register_schedule
     from dllm_core.objectives import Objective, ObjectiveOutput, objective
-    from dllm_core.samplers import CachePolicy, CommitRule, MDLMSampler, SampleOutput, Sampler, Step, sampler
+    from dllm_core.samplers import (
+        BD3LMSampler,
+        CachePolicy,
+        CommitRule,
+        MDLMSampler,
+        SampleOutput,
+        Sampler,
+        Step,
+        sampler,
+    )
     from dllm_core.training import DiffusionTrainer, MDLMConfig, MDLMTrainer
 
 __all__ = [
     "AmbiguousComponentError",
+    "BD3LMSampler",
     "BundledCheckpoint",
     "CachePolicy",
     "CachePolicySpec",

@@ -25,6 +25,12 @@ def dllm_samplers() -> Iterator[SamplerSpec | CommitRuleSpec | CachePolicySpec]:
         target="dllm_core.samplers.masked:MDLMSampler",
         source="LLaDA (arXiv:2502.09992) section 2.4; MaskGIT (arXiv:2202.04200) section 3.2",
     )
+    yield SamplerSpec(
+        name="bd3lm",
+        summary="Block diffusion: masked diffusion inside a block, finished blocks kept in the cache",
+        target="dllm_core.samplers.block:BD3LMSampler",
+        source="BD3-LM (arXiv:2503.09573) algorithm 2",
+    )
     yield CommitRuleSpec(
         name="quota",
         summary="Commits the most confident proposals, as many each step as the schedule says",
@@ -36,4 +42,10 @@ def dllm_samplers() -> Iterator[SamplerSpec | CommitRuleSpec | CachePolicySpec]:
         summary="Computes every position anew at every step",
         target="dllm_core.samplers.cache:NoCache",
         source="LLaDA (arXiv:2502.09992) section 2.4",
+    )
+    yield CachePolicySpec(
+        name="block",
+        summary="Keeps the keys and values of finished blocks, under block-causal attention; exact",
+        target="dllm_core.samplers.cache:FinishedBlocks",
+        source="BD3-LM (arXiv:2503.09573) section 3.3",
     )

@@ -5,7 +5,8 @@ Shapes: B rows, L canvas length, M open positions, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -14,12 +15,16 @@ from torch import Tensor
 from dllm_core.conformance.counting import counted
 from dllm_core.conformance.expect import expect, expect_close, expect_equal
 from dllm_core.conformance.part_suite import PartSuite
-from dllm_core.conformance.sampler_suite import CANVASES, MASK, PAD, PROMPTS, STEPS, fresh, start_of, steps_of, texts
+from dllm_core.conformance.sampler_suite import CANVASES, MASK, NEW, PAD, PROMPTS, STEPS, fresh, steps_of, texts
 from dllm_core.conformance.suite import requires
 from dllm_core.errors import OptionError
 from dllm_core.models.denoiser import Denoiser
-from dllm_core.samplers import CachePolicy, NoCache
+from dllm_core.samplers import BD3LMSampler, CachePolicy, MDLMSampler, NoCache, Sampler, View, planning
+from dllm_core.samplers.cache import CacheRun
+from dllm_core.samplers.state import open_positions
+from dllm_core.samplers.view import BLOCK_CAUSAL, FULL, Answer
 
+SAMPLERS: dict[str, type[Sampler]] = {FULL: MDLMSampler, BLOCK_CAUSAL: BD3LMSampler}
 SETTINGS: tuple[dict[str, object], ...] = (
     {"block_size": 3},
     {"block_size": 1},
@@ -51,12 +56,34 @@ class CachePolicyTests(PartSuite):
     refresh_options: ClassVar[Mapping[str, object]] = {}
     tolerance: ClassVar[float] = 1e-6
 
-    def ask(
-        self, policy: CachePolicy, denoiser: Denoiser, ids: Tensor, mask: Tensor | None, at: Tensor
-    ) -> tuple[Tensor, int]:
-        """The first answer of a policy in a run, and its count of positions."""
+    def attentions(self) -> tuple[str, ...]:
+        """The kinds of attention that the policy serves."""
+        return self.load_component().serves
+
+    def runs(self) -> Iterator[tuple[str, dict[str, object]]]:
+        """Kinds of attention and options of a sampler, to run the policy with."""
+        for kind in self.attentions():
+            for options in SETTINGS:
+                yield kind, dict(options)
+
+    def sampler(self, part: object, denoiser: Denoiser | None = None, kind: str = FULL, **options: object) -> Sampler:
+        """The core's sampler with that kind of attention, and with that policy in it."""
+        chosen = {"max_new_tokens": NEW, "stop_at_eos": False, "cache": "none"} | options
+        sampler = SAMPLERS[kind](self.denoiser() if denoiser is None else denoiser, **chosen)
+        sampler.cache = part
+        return sampler
+
+    def open(self, policy: CachePolicy, denoiser: Denoiser, kind: str, **options: object) -> tuple[CacheRun, View]:
+        """A run of a ragged batch that was just begun, and its first step."""
+        state = self.sampler(policy, denoiser, kind, **({"max_new_tokens": 2} | options)).start(fresh(PROMPTS))
+        ids, block = planning.current_ids(state), state.block
+        at, _ = open_positions(ids, block, block.open_counts[0], MASK)
+        return state.cache, View(block.layout, 0, ids, at)
+
+    def ask(self, run: CacheRun, view: View) -> Answer:
+        """The answer of a policy to a step."""
         with torch.no_grad():
-            return policy.logits(denoiser, ids, mask, at)
+            return run.logits(view)
 
     def test_the_first_answer_is_a_full_forward(self) -> None:
         """Before anything is cached, the logits are those of the model: (B, M, V), rows as the positions asked for.
@@ -65,13 +92,17 @@ class CachePolicyTests(PartSuite):
 
         Mend: return ``denoiser.logits(..., at=at)``, or select the same rows from what was computed.
         """
-        denoiser, (ids, mask, at) = self.denoiser(), ragged()
-        logits, positions = self.ask(self.make(), denoiser, ids, mask, at)
-        want = denoiser.logits(ids, mask, at=at).detach()
-        expect_equal(tuple(logits.shape), tuple(want.shape), "shape (rows, open positions, vocabulary)")
-        expect_close(logits, want, "the first answer and a full forward", tolerance=self.tolerance)
-        is_count = isinstance(positions, int) and positions > 0
-        expect(is_count, f"the count of positions is {positions!r}; count on the host, in whole numbers")
+        for kind in self.attentions():
+            denoiser = self.denoiser()
+            run, view = self.open(self.make(), denoiser, kind)
+            answer = self.ask(run, view)
+            want = full_forward(denoiser, view)
+            expect_equal(tuple(answer.logits.shape), tuple(want.shape), "shape (rows, open positions, vocabulary)")
+            words = f"the first answer and a full forward with {kind} attention"
+            expect_close(answer.logits, want, words, tolerance=self.tolerance)
+            counts = answer[1:]
+            good = all(isinstance(count, int) and count > 0 for count in counts)
+            expect(good, f"positions, logit rows and passes are {counts}; count on the host, in whole numbers")
 
     def test_counts_are_true(self) -> None:
         """The positions that a policy reports are those that went through the model.
@@ -81,14 +112,14 @@ class CachePolicyTests(PartSuite):
 
         Mend: count the ids that the model is given, padding and recomputed neighbours included.
         """
-        for options in SETTINGS:
+        for kind, options in self.runs():
             denoiser = self.denoiser()
-            sampler = self.sampler(self.make(), denoiser, **options)
+            sampler = self.sampler(self.make(), denoiser, kind, **options)
             with counted(denoiser) as counts:
                 stats = sampler.sample(fresh(PROMPTS)).stats
             got = (stats.forward_passes, stats.positions_processed, stats.logit_rows)
             want = (counts.forward_passes, counts.positions, counts.logit_rows)
-            expect_equal(got, want, f"forward passes, positions and logit rows with {options}")
+            expect_equal(got, want, f"forward passes, positions and logit rows with {kind} attention, {options}")
 
     @requires("exact")
     def test_every_step_is_that_of_no_cache(self) -> None:
@@ -116,43 +147,48 @@ class CachePolicyTests(PartSuite):
         Why: Fast-dLLM's caches take equal prompts or batch 1 only, and its attention drops the mask of padded rows
         (NVlabs/Fast-dLLM issues 7 and 64); rows of one batch stand at different blocks.
 
-        Mend: keep positions and valid lengths per row.
+        Mend: keep positions and valid lengths per row; in ``keep`` forget the rows that are finished.
         """
-        for options in SETTINGS:
+        for kind, options in self.runs():
             denoiser = self.denoiser()
-            together = texts(self.sampler(self.make(), denoiser, **options).sample(fresh(PROMPTS)))
-            alone = [texts(self.sampler(self.make(), denoiser, **options).sample([list(p)]))[0] for p in PROMPTS]
-            expect_equal(together, alone, f"rows in a batch and alone with {options}")
+            together = texts(self.sampler(self.make(), denoiser, kind, **options).sample(fresh(PROMPTS)))
+            alone = [texts(self.sampler(self.make(), denoiser, kind, **options).sample([list(p)]))[0] for p in PROMPTS]
+            expect_equal(together, alone, f"rows in a batch and alone with {kind} attention, {options}")
 
     def test_padding_is_not_seen(self) -> None:
         """What stands in padded columns changes no logits of real ones.
 
         Why: a policy that loses the attention mask lets short rows read the padding of long ones.
 
-        Mend: pass ``attention_mask`` on, for cached positions too.
+        Mend: pass the attention mask on, for cached positions too (`Layout.attention_mask`, `Layout.pattern`).
         """
-        denoiser, (ids, mask, at) = self.denoiser(), ragged()
-        first, second = (
-            self.ask(self.make(), denoiser, ids.masked_fill(~mask, filler), mask, at)[0] for filler in (PAD, PAD + 1)
-        )
-        expect_close(second, first, "logits with one filler and with another", tolerance=self.tolerance)
+        for kind in self.attentions():
+            answers = []
+            for filler in (PAD, PAD + 1):
+                run, view = self.open(self.make(), self.denoiser(), kind)
+                padding = ~view.layout.attention_mask
+                answers.append(self.ask(run, replace(view, input_ids=view.input_ids.masked_fill(padding, filler))))
+            words = f"logits with one filler and with another, {kind} attention"
+            expect_close(answers[1].logits, answers[0].logits, words, tolerance=self.tolerance)
 
-    def test_positions_are_the_rows_own(self) -> None:
-        """A row that is padded on the left gets the logits that it gets without padding.
+    def test_memory_is_stated(self) -> None:
+        """``cache_bytes``, known before the first step, is what the caches that the model gets take in the end.
 
-        Why: positions counted by columns instead of by real tokens rotate keys by the padding's length; a published
-        cache overwrites position_ids with arange.
+        Why: a cache of a long canvas is larger than the model's activations; who is told only by an out-of-memory
+        error cannot choose a smaller batch beforehand.
 
-        Mend: take positions from the attention mask, as `Denoiser.logits` does where none are given.
+        Mend: set ``cache_bytes`` when the run is opened (`dllm_core.models.cache.BlockCache.bytes_needed`).
         """
-        denoiser = self.denoiser()
-        ids = torch.tensor([[1, 0, MASK, MASK]])
-        at = torch.tensor([[2, 3]])
-        want, _ = self.ask(self.make(), denoiser, ids, None, at)
-        padded = torch.cat([torch.full((1, 2), PAD), ids], 1)
-        mask = torch.arange(6)[None] >= 2
-        got, _ = self.ask(self.make(), denoiser, padded, mask, at + 2)
-        expect_close(got, want, "logits with two columns of padding on the left and without", tolerance=self.tolerance)
+        for kind in self.attentions():
+            denoiser = self.denoiser()
+            sampler = self.sampler(self.make(), denoiser, kind, block_size=3)
+            state = sampler.start(fresh(PROMPTS))
+            stated = state.cache.cache_bytes
+            with counted(denoiser) as counts:
+                while not state.finished:
+                    sampler.step(state)
+            expect_equal(stated, counts.cache_bytes, f"cache_bytes with {kind} attention, and the bytes that are kept")
+            expect_equal(sampler.finish(state).stats.cache_bytes, stated, "cache_bytes in the counts of the run")
 
     def test_needs_kv_cache_is_true(self) -> None:
         """A policy that declares ``needs_kv_cache`` brings a cache to the model, and no other does.
@@ -164,7 +200,7 @@ class CachePolicyTests(PartSuite):
         """
         declared = self.load_component().needs_kv_cache
         denoiser = self.denoiser()
-        sampler = self.sampler(self.make(), denoiser, block_size=3)
+        sampler = self.sampler(self.make(), denoiser, self.attentions()[0], block_size=3)
         with counted(denoiser) as counts:
             try:
                 sampler.sample(fresh(PROMPTS))
@@ -178,11 +214,13 @@ class CachePolicyTests(PartSuite):
 
         Why: a cache that outlives its run answers the next prompt with the last one's keys.
 
-        Mend: keep nothing on the policy; a frozen dataclass with a mutable field is not frozen.
+        Mend: keep nothing on the policy but on the `CacheRun` that ``start`` makes; a frozen dataclass with a mutable
+        field is not frozen.
         """
         first, second = [[2, 1, 0]], [[0, 2, 1]]  # of one shape, so that anything kept fits the other run
-        want = [texts(self.sampler(self.make(), block_size=3).sample(fresh(prompts))) for prompts in (first, second)]
-        sampler = self.sampler(self.make(), block_size=3)
+        options = {"kind": self.attentions()[0], "block_size": 3}
+        want = [texts(self.sampler(self.make(), **options).sample(fresh(prompts))) for prompts in (first, second)]
+        sampler = self.sampler(self.make(), **options)
         states = [sampler.start(fresh(prompts)) for prompts in (first, second)]
         for _ in range(STEPS):
             for state in states:
@@ -199,13 +237,15 @@ class CachePolicyTests(PartSuite):
 
         Mend: clone before you write.
         """
-        denoiser, inputs = self.denoiser(), ragged()
-        before = [each.clone() for each in (*inputs, *denoiser.model.state_dict().values())]
-        self.ask(self.make(), denoiser, *inputs)
-        now = [*inputs, *denoiser.model.state_dict().values()]
-        names = ["input_ids", "attention_mask", "at", *(f"weight {name}" for name in denoiser.model.state_dict())]
-        for name, value, old in zip(names, now, before, strict=True):
-            expect_equal(value, old, f"{name} after a call")
+        for kind in self.attentions():
+            denoiser = self.denoiser()
+            run, view = self.open(self.make(), denoiser, kind)
+            weights = {f"weight {name}": value for name, value in denoiser.model.state_dict().items()}
+            shown = {"input_ids": view.input_ids, "at": view.at, "attention_mask": view.layout.attention_mask}
+            before = {name: value.clone() for name, value in (shown | weights).items()}
+            self.ask(run, view)
+            for name, value in (shown | weights).items():
+                expect_equal(value, before[name], f"{name} after a call with {kind} attention")
 
     def test_every_block_ends(self) -> None:
         """Inside the sampling loop no mask is left, whatever the step budget and block size.
@@ -214,30 +254,41 @@ class CachePolicyTests(PartSuite):
 
         Mend: answer every call of ``logits``; which positions are open is the loop's business.
         """
-        for options in SETTINGS:
-            sampler = self.sampler(self.make(), **options)
+        for kind, options in self.runs():
+            sampler = self.sampler(self.make(), kind=kind, **options)
             output = sampler.sample(fresh(PROMPTS))
             expect_equal(steps_of(sampler, PROMPTS)[-1].input_ids, output.sequences, f"stream and sample, {options}")
             rows = texts(output)
             expect(not any(MASK in row for row in rows), f"masks are left with {options}: {rows}; answer every call")
 
     def _expect_no_cache(self, own: Mapping[str, object]) -> None:
-        for options in SETTINGS:
-            denoiser = self.denoiser()
-            parts = (self.make(**own), NoCache())
-            runs = [steps_of(self.sampler(part, denoiser, **options), PROMPTS) for part in parts]
-            expect_equal(len(runs[0]), len(runs[1]), f"number of steps with {options} and without a cache")
-            for cached, plain in zip(*runs, strict=True):
-                words = f"step {plain.index} with {options} and without a cache"
-                expect_equal(cached.input_ids, plain.input_ids, f"canvas after {words}")
-                expect_close(cached.confidence, plain.confidence, f"confidence in {words}", tolerance=self.tolerance)
-            got, want = (texts(self.sampler(part, denoiser, **options).infill(fresh(CANVASES))) for part in parts)
-            expect_equal(got, want, f"infilled canvases with {options} and without a cache")
+        for kind, options in self.runs():
+            for shifted in (False, True):
+                denoiser = self.denoiser(shifted=shifted)
+                samplers = [self.sampler(part, denoiser, kind, **options) for part in (self.make(**own), NoCache())]
+                words = f"{kind} attention, {options}, {'right-shifted' if shifted else 'plain'} logits"
+                self._expect_equal_runs(*samplers, words)
+
+    def _expect_equal_runs(self, sampler: Sampler, plain_sampler: Sampler, words: str) -> None:
+        runs = [steps_of(each, PROMPTS) for each in (sampler, plain_sampler)]
+        expect_equal(len(runs[0]), len(runs[1]), f"number of steps with and without the cache, {words}")
+        for cached, plain in zip(*runs, strict=True):
+            where = f"step {plain.index} with and without the cache, {words}"
+            expect_equal(cached.input_ids, plain.input_ids, f"canvas after {where}")
+            expect_close(cached.confidence, plain.confidence, f"confidence in {where}", tolerance=self.tolerance)
+        got, want = (texts(each.infill(fresh(CANVASES))) for each in (sampler, plain_sampler))
+        expect_equal(got, want, f"infilled canvases with and without the cache, {words}")
 
 
-def ragged() -> tuple[Tensor, Tensor, Tensor]:
-    """A canvas (B, L), its attention mask (B, L) and open positions (B, M) of rows of unequal length."""
-    lengths = torch.tensor([[len(prompt) + 2] for prompt in PROMPTS])
-    ids = start_of(PROMPTS, 2)
-    mask = torch.arange(ids.shape[1]) < lengths
-    return ids.masked_fill(~mask, PAD), mask, torch.cat([lengths - 2, lengths - 1], 1)
+def full_forward(denoiser: Denoiser, view: View) -> Tensor:
+    """Logits (B, M, V) at the open positions: row by row, with a pattern that is spelled out position by position."""
+    rows, layout = [], view.layout
+    for row, length in enumerate(layout.lengths):
+        pattern = None
+        if layout.attention == BLOCK_CAUSAL:
+            blocks = [(position - int(layout.origins[row])) // layout.block_size for position in range(length)]
+            pattern = torch.tensor([[[[key <= query for key in blocks] for query in blocks]]])
+        with torch.no_grad():
+            logits = denoiser.logits(view.input_ids[row : row + 1, :length], attention=pattern)
+        rows.append(logits[0, view.at[row].clamp(max=length - 1)])
+    return torch.stack(rows)

@@ -19,12 +19,23 @@ class MDLMSampling(SamplerTests):
     samples_exactly = True
 
 
+class BD3LMSampling(SamplerTests):
+    component = "core/bd3lm"
+    bad_options: ClassVar[dict] = {"block_grid": ["relative"]}
+    samples_exactly = True
+
+
 class QuotaRule(CommitRuleTests):
     component = "core/quota"
 
 
 class NoCachePolicy(CachePolicyTests):
     component = "core/none"
+    exact = True
+
+
+class FinishedBlocksPolicy(CachePolicyTests):
+    component = "core/block"
     exact = True
 
 
@@ -39,4 +50,4 @@ class MDLMLoss(ObjectiveTests):
     loss_is_bound = True
 
 
-SUITES: list[type[Suite]] = [MDLMLoss, MDLMSampling, QuotaRule, NoCachePolicy]
+SUITES: list[type[Suite]] = [MDLMLoss, MDLMSampling, BD3LMSampling, QuotaRule, NoCachePolicy, FinishedBlocksPolicy]

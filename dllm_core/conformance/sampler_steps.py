@@ -47,7 +47,7 @@ class StepChecks(SamplerSuite):
             output = self.make(steps=steps, block_size=None, temperature=0.0).sample(fresh(PROMPTS))
             want = NEW if steps is None else steps
             expect_equal(output.stats.forward_passes, want, f"forward passes with steps={steps} for {NEW} tokens")
-        passes = self.make(steps=2, block_size=2, temperature=0.0).sample([1]).stats.forward_passes
+        passes = self.make(steps=2, block_size=2, temperature=0.0).sample([0, 1]).stats.forward_passes
         expect_equal(passes, 2, "forward passes with steps=2 for two blocks of two tokens")
 
     @requires("follows_schedule")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedTokenizer
+from transformers import Cache, PreTrainedConfig, PreTrainedTokenizer
 
 from dllm_core.models.adapter import ModelAdapter
 from dllm_core.models.denoiser import Denoiser
@@ -35,7 +35,8 @@ class ExactModel(nn.Module):
 
     A column that is not attended to, and an axis of the joint that no column stands for, are summed out. Where a
     position is not masked its own token is left out of the evidence, so the scores stay finite and informative. The
-    mask token, and tokens of probability zero, score `log_zero`.
+    mask token, and tokens of probability zero, score `log_zero`. Attention has one layer: a column knows the tokens
+    that its own pattern shows it, so under a block-causal pattern the answers are exact too.
 
     Args:
         joint: (V,) * D probabilities, sum 1; axis i is position i.
@@ -53,7 +54,8 @@ class ExactModel(nn.Module):
         self.embedding = nn.Embedding(self.vocab + 1, 1)
         self.head = nn.Linear(self.vocab + 1, self.vocab + 1, bias=False)
         nn.init.eye_(self.head.weight)
-        self.config = PreTrainedConfig(max_position_embeddings=self.length)
+        one = dict.fromkeys(("num_hidden_layers", "num_attention_heads", "hidden_size"), 1)  # of what a cache keeps
+        self.config = PreTrainedConfig(max_position_embeddings=self.length, **one)
         self.to(joint.dtype)
 
     def get_input_embeddings(self) -> nn.Module:
@@ -63,52 +65,72 @@ class ExactModel(nn.Module):
         return self.head
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
     ) -> ToyOutput:
-        """Scores of the token at every column; (B, L) int64, (B, L) bool and (B, L) int64 in.
+        """Scores of the token at every column.
+
+        Args:
+            input_ids: (B, L) int64.
+            attention_mask: (B, L) bool, or (B or 1, 1, L, K) bool: which keys each column may look at.
+            position_ids: (B or 1, L) int64, the axis that each column stands for; None: 0, 1, ...
+            past_key_values: keeps the axes as keys and the tokens as values of one layer with one head.
+            use_cache: as Hugging Face models take it; without ``past_key_values`` nothing is kept.
 
         Raises:
             ValueError: the input is longer than the joint.
         """
-        if input_ids.shape[1] > self.length:
+        if position_ids is None and input_ids.shape[1] > self.length:
             raise ValueError(f"the toy knows {self.length} positions, got an input of length {input_ids.shape[1]}")
-        columns = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
-        axes = columns if position_ids is None else position_ids.clamp(0, self.length - 1)
-        known = input_ids != self.vocab
+        if position_ids is None:
+            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+        axes = position_ids.expand_as(input_ids).clamp(0, self.length - 1)
+        keys, tokens = self._keys(axes, input_ids, past_key_values)  # (B, K) each
+        visible = (tokens != self.vocab)[:, None].expand(-1, input_ids.shape[1], -1)  # (B, L, K)
         if attention_mask is not None:
-            known = known & attention_mask.bool()
-        posterior = self._posteriors(self._evidence(input_ids, known, axes))  # (B, D, V)
-        rows = posterior.gather(1, axes[..., None].expand(-1, -1, self.vocab))  # (B, L, V)
+            pattern = attention_mask[:, None] if attention_mask.dim() == 2 else attention_mask[:, 0]
+            visible = visible & pattern.bool()
+        own = (axes + self.shifted) % self.length  # the last column of a shifted model has nothing to score
+        rows = self._posteriors(self._evidence(keys, tokens, visible), own)  # (B, L, V)
         hidden = rows.log().clamp_min(self.log_zero)
-        if self.shifted:
-            hidden = hidden.roll(-1, 1)
         return ToyOutput(self.head(nn.functional.pad(hidden, (0, 1), value=self.log_zero)))
 
-    def _evidence(self, input_ids: Tensor, known: Tensor, axes: Tensor) -> Tensor:
-        """(B, D) int64: the known token of every axis of the joint, -1 where unknown."""
-        evidence = input_ids.new_full((len(input_ids), self.length), -1)
-        rows, columns = known.nonzero(as_tuple=True)
-        evidence[rows, axes[rows, columns]] = input_ids[rows, columns]
+    def _keys(self, axes: Tensor, input_ids: Tensor, cache: Cache | None) -> tuple[Tensor, Tensor]:
+        """Axes and tokens of everything that a column may look at: (B, L), or what the cache hands out."""
+        if cache is None:
+            return axes, input_ids
+        states = (each[:, None, :, None].to(self.probabilities) for each in (axes, input_ids))  # (B, 1, L, 1)
+        return tuple(each[:, 0, :, 0].round().long() for each in cache.update(*states, 0))
+
+    def _evidence(self, keys: Tensor, tokens: Tensor, visible: Tensor) -> Tensor:
+        """(B, L, D) int64: for every column the token that it knows of each axis of the joint, -1 where unknown."""
+        evidence = tokens.new_full((*visible.shape[:2], self.length), -1)
+        batch, column, key = visible.nonzero(as_tuple=True)
+        evidence[batch, column, keys[batch, key]] = tokens[batch, key]
         return evidence
 
-    def _posteriors(self, evidence: Tensor) -> Tensor:
-        """(B, D) -> (B, D, V): the marginal of every position given the evidence at the other positions."""
-        agrees = (evidence[:, None] == self.states) | (evidence[:, None] < 0)  # (B, S, D)
-        marginals = []
-        for axis in range(self.length):
-            others = torch.cat([agrees[..., :axis], agrees[..., axis + 1 :]], -1).all(-1)  # (B, S)
-            tokens = nn.functional.one_hot(self.states[:, axis], self.vocab).to(self.probabilities)  # (S, V)
-            mass = (others * self.probabilities) @ tokens  # (B, V)
-            total = mass.sum(-1, keepdim=True)
-            # Evidence of probability zero: every answer is right, the uniform one stays finite.
-            marginals.append(torch.where(total > 0, mass / total, 1 / self.vocab))
-        return torch.stack(marginals, 1)
+    def _posteriors(self, evidence: Tensor, own: Tensor) -> Tensor:
+        """(B, L, D) and (B, L) -> (B, L, V): the marginal of an axis given the evidence at the other axes."""
+        evidence = evidence.scatter(2, own[..., None], -1)
+        agrees = ((evidence[:, :, None] == self.states) | (evidence[:, :, None] < 0)).all(-1)  # (B, L, S)
+        tokens = self.states.T[own]  # (B, L, S)
+        mass = self.probabilities.new_zeros(*own.shape, self.vocab)
+        mass.scatter_add_(2, tokens, agrees * self.probabilities)
+        total = mass.sum(-1, keepdim=True)
+        # Evidence of probability zero: every answer is right, the uniform one stays finite.
+        return torch.where(total > 0, mass / total, 1 / self.vocab)
 
 
 class ToyAdapter(ModelAdapter):
-    """The conventions of `ExactModel`: no shift, no cache, no attention patterns."""
+    """The conventions of `ExactModel`: no shift, takes a cache and attention patterns."""
 
     model_types = ("exact-toy",)
+    supports_kv_cache = True
+    supports_block_causal = True
 
 
 def toy_denoiser(

@@ -101,6 +101,7 @@ class Denoiser:
         position_ids: torch.Tensor | None = None,
         attention: torch.Tensor | None = None,
         cache: Cache | None = None,
+        lead: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Scores of the tokens AT the positions asked for, for every family (a right shift is undone here).
 
@@ -114,11 +115,14 @@ class Denoiser:
             position_ids: (B, L) int64; None: 0, 1, ... over the real tokens of each row.
             attention: (B or 1, 1, L, K) bool pattern, True = may attend; takes the place of ``attention_mask``.
             cache: keys and values of earlier positions, for families that declare ``supports_kv_cache``.
+            lead: (B, V) scores of the token in column 0, from the call that computed the position before it. A family
+                with right-shifted logits needs them where that position is in the cache only; others ignore them.
 
         Raises:
-            OptionError: a pattern or a cache for a family that takes none.
+            OptionError: a pattern or a cache for a family that takes none, or no ``lead`` where it is needed.
         """
         self._check_capabilities(attention, cache)
+        self._check_lead(cache, lead)
         if position_ids is None and attention_mask is not None and cache is None:
             position_ids = _positions_of(attention_mask)
         select = self._selection(at, attention_mask, input_ids)
@@ -131,7 +135,16 @@ class Denoiser:
             )
         if at is not None and at.dtype == torch.bool:
             return out.logits[0]  # (1, N, V) -> (N, V)
-        return out.logits
+        if lead is None or not self.logits_are_shifted:
+            return out.logits
+        return _with_lead(out.logits, lead, at, position_ids)
+
+    def _check_lead(self, cache: Cache | None, lead: torch.Tensor | None) -> None:
+        if self.logits_are_shifted and lead is None and cache is not None and cache.get_seq_length() > 0:
+            raise OptionError(
+                "right-shifted logits score a token from the position before it, which for column 0 is in the cache "
+                "only; give lead=, its scores from the call that computed that position"
+            )
 
     def _check_capabilities(self, attention: torch.Tensor | None, cache: Cache | None) -> None:
         family = type(self.adapter).__name__
@@ -200,6 +213,15 @@ def _position_before(input_ids: torch.Tensor, attention_mask: torch.Tensor | Non
         return (positions - 1).clamp(min=0)
     first = attention_mask.long().argmax(1, keepdim=True)  # (B, 1)
     return torch.where(positions > first, positions - 1, positions)
+
+
+def _with_lead(
+    logits: torch.Tensor, lead: torch.Tensor, at: torch.Tensor | None, position_ids: torch.Tensor | None
+) -> torch.Tensor:
+    """Scores (B, K, V) with those of column 0 replaced, except where that column is the first of its row."""
+    at = torch.arange(logits.shape[1], device=logits.device)[None] if at is None else at
+    carried = at == 0 if position_ids is None else (at == 0) & (position_ids[:, :1] > 0)  # (B, K)
+    return torch.where(carried[..., None], lead[:, None].to(logits.dtype), logits)
 
 
 def known_ids(

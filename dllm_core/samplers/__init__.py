@@ -10,22 +10,31 @@ if TYPE_CHECKING:
 
     from dllm_core.models import Denoiser, ModelArguments
     from dllm_core.samplers.base import Sampler
-    from dllm_core.samplers.cache import CachePolicy, NoCache
+    from dllm_core.samplers.block import BD3LMSampler, BlockOptions
+    from dllm_core.samplers.cache import CachePolicy, CacheRun, FinishedBlocks, NoCache
     from dllm_core.samplers.commit import CommitRule, Quota
     from dllm_core.samplers.masked import MDLMSampler
     from dllm_core.samplers.options import MaskedOptions
     from dllm_core.samplers.output import SampleOutput, SampleStats, Step
     from dllm_core.samplers.proposals import Proposal
     from dllm_core.samplers.state import SamplerState
+    from dllm_core.samplers.view import Answer, Layout, View
 
 _EXPORTS = {
     "Sampler": "dllm_core.samplers.base",
     "MDLMSampler": "dllm_core.samplers.masked",
+    "BD3LMSampler": "dllm_core.samplers.block",
+    "BlockOptions": "dllm_core.samplers.block",
     "MaskedOptions": "dllm_core.samplers.options",
     "CommitRule": "dllm_core.samplers.commit",
     "Quota": "dllm_core.samplers.commit",
     "CachePolicy": "dllm_core.samplers.cache",
+    "CacheRun": "dllm_core.samplers.cache",
+    "FinishedBlocks": "dllm_core.samplers.cache",
     "NoCache": "dllm_core.samplers.cache",
+    "Answer": "dllm_core.samplers.view",
+    "Layout": "dllm_core.samplers.view",
+    "View": "dllm_core.samplers.view",
     "Proposal": "dllm_core.samplers.proposals",
     "SamplerState": "dllm_core.samplers.state",
     "Step": "dllm_core.samplers.output",
@@ -34,8 +43,14 @@ _EXPORTS = {
 }
 
 __all__ = [
+    "Answer",
+    "BD3LMSampler",
+    "BlockOptions",
     "CachePolicy",
+    "CacheRun",
     "CommitRule",
+    "FinishedBlocks",
+    "Layout",
     "MDLMSampler",
     "MaskedOptions",
     "NoCache",
@@ -46,6 +61,7 @@ __all__ = [
     "Sampler",
     "SamplerState",
     "Step",
+    "View",
     "get_sampler",
     "sampler",
 ]

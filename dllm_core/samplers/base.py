@@ -10,7 +10,7 @@ positions, V vocabulary.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -27,6 +27,7 @@ from dllm_core.samplers.output import SampleOutput, Step, cut_at_end
 from dllm_core.samplers.prompts import Prompts, check_lengths, encode, encode_canvases
 from dllm_core.samplers.proposals import Draws, guided, propose, without_borrowed_lead
 from dllm_core.samplers.state import Block, SamplerState, open_positions, spread
+from dllm_core.samplers.view import FULL, View
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -44,6 +45,7 @@ class Sampler:
     """
 
     options_class: ClassVar[type[MaskedOptions]] = MaskedOptions
+    attention: ClassVar[str] = FULL  # or BLOCK_CAUSAL: each block looks at itself and what is in front of it
 
     def __init__(
         self,
@@ -55,7 +57,7 @@ class Sampler:
     ) -> None:
         self.denoiser = denoiser_from(denoiser, model, tokenizer)
         self.options, self.rule, self.cache = parts.build(self.options_class, options)
-        parts.check_against_model(self.options, self.cache, self.denoiser)
+        parts.check_against_model(self.options, self.cache, self.denoiser, self.attention)
 
     def sample(
         self, prompts: Prompts | None = None, *, prompt: Prompts | None = None, max_length: int | None = None
@@ -95,13 +97,17 @@ class Sampler:
         new_tokens = [self.options.new_tokens(len(row), self.denoiser.context_length) for row in rows]
         lengths = [len(row) + new for row, new in zip(rows, new_tokens, strict=True)]
         check_lengths(self.denoiser, lengths, [len(row) for row in rows])
-        return self._begin(completion_canvas(rows, new_tokens, self.options.block_size, self.denoiser.mask_token_id))
+        return self._begin(self.lay_out(rows, new_tokens))
 
     def start_infill(self, canvases: Prompts) -> SamplerState:
         """Lay out given canvases for infilling, to be moved on by `step`."""
         rows = encode_canvases(self.denoiser, canvases)
         check_lengths(self.denoiser, [len(row) for row in rows], [0] * len(rows))
         return self._begin(infill_canvas(rows, self.options.block_size, self.denoiser.mask_token_id))
+
+    def lay_out(self, prompts: Sequence[Sequence[int]], new_tokens: Sequence[int]) -> Canvas:
+        """Each prompt's tokens followed by its number of masks, on the grid of blocks that this sampler uses."""
+        return completion_canvas(prompts, new_tokens, self.options.block_size, self.denoiser.mask_token_id)
 
     @torch.no_grad()
     def step(self, state: SamplerState) -> Step:
@@ -135,7 +141,7 @@ class Sampler:
         A sampler that plans its commits in another way overrides this and changes the block's ``quota`` and
         ``open_counts``.
         """
-        return planning.open_block(state, self.options, self.rule.follows_quota)
+        return planning.open_block(state, self.options, self.rule.follows_quota, self.attention)
 
     def revise(self, state: SamplerState, ids: torch.Tensor) -> torch.Tensor:
         """What a step leaves of the canvas after its commits; as it is, unless a sampler overrides this.
@@ -196,22 +202,24 @@ class Sampler:
 
     def _begin(self, canvas: Canvas) -> SamplerState:
         state = planning.first_state(canvas, self.denoiser, self.options)
+        rows = len(state.active) * (1 if state.hidden is None else 2)
+        state.cache = self.cache.start(self.denoiser, rows, max(canvas.lengths))
+        state.stats.cache_bytes = state.cache.cache_bytes
         state.block = self.open_block(state)
         return state
 
     def _logits(self, state: SamplerState, ids: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
         """Logits at the open positions (R, M, V), guided where that is asked for."""
-        mask = state.block.attention_mask
+        block = state.block
         if state.hidden is not None:
-            hidden = state.hidden[state.block.rows, : ids.shape[1]]
+            hidden = state.hidden[block.rows, : ids.shape[1]]
             ids = torch.cat([ids, ids.masked_fill(hidden, self.denoiser.mask_token_id)])  # (2R, W)
             slots = slots.repeat(2, 1)
-            mask = None if mask is None else mask.repeat(2, 1)
-        logits, positions = self.cache.logits(self.denoiser, ids, mask, slots)
-        state.stats.forward_passes += 1
-        state.stats.positions_processed += positions
-        state.stats.logit_rows += slots.numel()
-        return logits if state.hidden is None else guided(*logits.chunk(2), self.options.guidance_scale)
+        answer = state.cache.logits(View(block.layout, block.step, ids, slots))
+        state.stats.forward_passes += answer.forward_passes
+        state.stats.positions_processed += answer.positions
+        state.stats.logit_rows += answer.logit_rows
+        return answer.logits if state.hidden is None else guided(*answer.logits.chunk(2), self.options.guidance_scale)
 
     def _draws(self, state: SamplerState, slots: torch.Tensor) -> Draws:
         """The numbers that this step's proposal needs."""
@@ -234,7 +242,9 @@ class Sampler:
         ended = [False] * len(state.active)
         if self.options.stop_at_eos and state.canvas.completes and self.denoiser.end_token_ids:
             ends = torch.tensor(self.denoiser.end_token_ids, device=ids.device)
-            found = torch.isin(ids.gather(1, state.block.positions), ends) & state.block.valid
+            prompts = torch.tensor([state.canvas.prompt_lengths[row] for row in state.active], device=ids.device)
+            written = state.block.valid & (state.block.positions >= prompts[:, None])  # an end in a prompt ends nothing
+            found = torch.isin(ids.gather(1, state.block.positions), ends) & written
             ended = found.any(1).tolist()  # the one question to the device in a block
         planning.end_rows(state, ended, self.denoiser)
         state.block = self.open_block(state)

@@ -22,7 +22,8 @@ class Canvas:
     Args:
         rows: token ids of each row, mask tokens where text is to come.
         prompt_lengths: tokens of each row that were given in front.
-        origins: where each row's block grid starts: at the prompt's end for completions, at 0 for infilling.
+        origins: where each row's blocks are counted from: the prompt's end, or the boundary before it, for
+            completions; 0 for infilling.
         block_size: K; the last block of a row may be shorter.
         mask_token_id: the id that stands for a mask.
         completes: the masks are a completion that an end of sequence may end early.
@@ -67,12 +68,23 @@ class Canvas:
 
 
 def completion_canvas(
-    prompts: Sequence[Sequence[int]], new_tokens: Sequence[int], block_size: int | None, mask_token_id: int
+    prompts: Sequence[Sequence[int]],
+    new_tokens: Sequence[int],
+    block_size: int | None,
+    mask_token_id: int,
+    grid: str = "completion",
 ) -> Canvas:
-    """Each prompt followed by its number of masks; blocks count from the prompt's end."""
+    """Each prompt followed by its number of masks.
+
+    Args:
+        grid: ``completion``: blocks count from the prompt's end. ``absolute``: a row's blocks begin at the multiples
+            of ``block_size``, so its first one may hold the prompt's tail.
+    """
     rows = tuple(tuple(p) + (mask_token_id,) * n for p, n in zip(prompts, new_tokens, strict=True))
     prompt_lengths = tuple(len(p) for p in prompts)
-    return Canvas(rows, prompt_lengths, prompt_lengths, block_size or max(new_tokens), mask_token_id, completes=True)
+    size = block_size or max(new_tokens if grid == "completion" else map(len, rows))
+    origins = tuple(n if grid == "completion" else n // size * size for n in prompt_lengths)
+    return Canvas(rows, prompt_lengths, origins, size, mask_token_id, completes=True)
 
 
 def infill_canvas(canvases: Sequence[Sequence[int]], block_size: int | None, mask_token_id: int) -> Canvas:

@@ -39,6 +39,7 @@ class SampleStats:
         forward_passes: calls of the model.
         positions_processed: positions that went through the model's body, padding included.
         logit_rows: positions that were projected through the vocabulary head.
+        cache_bytes: memory that the cache policy holds for keys and values.
         tokens: tokens generated before the end of sequence.
         seconds: wall time.
     """
@@ -46,6 +47,7 @@ class SampleStats:
     forward_passes: int = 0
     positions_processed: int = 0
     logit_rows: int = 0
+    cache_bytes: int = 0
     tokens: int = 0
     seconds: float = 0.0
 
@@ -63,6 +65,7 @@ class SampleStats:
             "forward_passes": self.forward_passes,
             "positions_processed": self.positions_processed,
             "logit_rows": self.logit_rows,
+            "cache_bytes": self.cache_bytes,
             "tokens": self.tokens,
             "seconds": self.seconds,
             "tokens_per_second": self.tokens_per_second,

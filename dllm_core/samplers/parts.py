@@ -14,6 +14,7 @@ from dllm_core.noise.schedules import get_schedule
 from dllm_core.samplers.cache import CachePolicy
 from dllm_core.samplers.commit import CommitRule
 from dllm_core.samplers.options import MaskedOptions
+from dllm_core.samplers.view import BLOCK_CAUSAL, FULL
 
 OptionsT = TypeVar("OptionsT", bound=MaskedOptions)
 
@@ -37,14 +38,26 @@ def build(options_class: type[OptionsT], options: Mapping[str, object]) -> tuple
     return shared, rule, cache
 
 
-def check_against_model(options: MaskedOptions, cache: CachePolicy, denoiser: Denoiser) -> None:
-    """Raise where the options ask for what this model cannot do.
+def check_against_model(options: MaskedOptions, cache: CachePolicy, denoiser: Denoiser, attention: str = FULL) -> None:
+    """Raise where the options ask for what this model or this kind of attention cannot do.
+
+    Args:
+        attention: the sampler's, ``"full"`` or ``"block_causal"``.
 
     Raises:
-        OptionError: a cache policy for a family without a cache, token ids outside the vocabulary, or no token left.
+        OptionError: a cache policy for a family without a cache or for another kind of attention, block-causal
+            attention for a family that takes no pattern, token ids outside the vocabulary, or no token left.
     """
+    family = type(denoiser.adapter).__name__
     if cache.needs_kv_cache and not denoiser.adapter.supports_kv_cache:
-        raise OptionError(f"{type(denoiser.adapter).__name__} declares no KV cache; use cache='none'")
+        raise OptionError(f"{family} declares no KV cache; use cache='none'")
+    if attention == BLOCK_CAUSAL and not denoiser.adapter.supports_block_causal:
+        raise OptionError(f"{family} takes no attention pattern, so blocks cannot look back only; use sampler 'mdlm'")
+    if attention not in cache.serves:
+        raise OptionError(
+            f"cache={options.cache!r} is for {' or '.join(cache.serves)} attention, this sampler's is {attention}; "
+            "use cache='none'"
+        )
     for name in ("guidance_keep_tokens", "suppress_tokens", "suppress_confidence_tokens"):
         for token in getattr(options, name):
             if not isinstance(token, int) or not 0 <= token < denoiser.vocab_size:

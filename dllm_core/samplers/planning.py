@@ -17,6 +17,7 @@ from dllm_core.samplers.canvas import Canvas, row_mask
 from dllm_core.samplers.options import MaskedOptions
 from dllm_core.samplers.quota import quota_counts, schedule_quota
 from dllm_core.samplers.state import Block, SamplerState, spread
+from dllm_core.samplers.view import FULL, Layout
 
 # What a draw is for: a counter of its own, so that no two uses see the same noise.
 TOKEN, CONFIDENCE, PRIORITY, QUOTA = range(4)
@@ -56,7 +57,7 @@ def row_keys(rows: Sequence[Sequence[int]], seed: int | Sequence[int]) -> list[i
     return keys
 
 
-def open_block(state: SamplerState, options: MaskedOptions, follows_quota: bool) -> Block | None:
+def open_block(state: SamplerState, options: MaskedOptions, follows_quota: bool, attention: str = FULL) -> Block | None:
     """The next block that has a mask in any unfinished row; None where none is left."""
     canvas = state.canvas
     last = max((canvas.blocks(row) for row in state.active), default=0)
@@ -64,15 +65,16 @@ def open_block(state: SamplerState, options: MaskedOptions, follows_quota: bool)
         number, state.next_block = state.next_block, state.next_block + 1
         masks = [canvas.masks(row, number) for row in state.active]
         if any(masks):
-            return _lay_out(state, options, number, masks, follows_quota)
+            counts = [_counts(state, options, row, number, n) for row, n in zip(state.active, masks, strict=True)]
+            return _lay_out(state, number, masks, counts, follows_quota, attention)
     state.done |= True
     return None
 
 
 def end_rows(state: SamplerState, ended: Sequence[bool], denoiser: Denoiser) -> None:
     """Drop rows that hold an end of sequence or have no mask left; fill what the former leave open."""
-    keep = []
-    for row, is_ended in zip(state.active, ended, strict=True):
+    before, keep = state.active, []
+    for row, is_ended in zip(before, ended, strict=True):
         if is_ended:
             _, stop = state.canvas.span(row, state.block.number)
             filler = denoiser.pad_token_id if denoiser.eos_token_id is None else denoiser.eos_token_id
@@ -82,6 +84,10 @@ def end_rows(state: SamplerState, ended: Sequence[bool], denoiser: Denoiser) -> 
     state.active = keep
     state.done = torch.ones_like(state.done)
     state.done[keep] = False
+    if 0 < len(keep) < len(before):
+        numbers = torch.tensor([number for number, row in enumerate(before) if row in keep], device=state.done.device)
+        guided = state.hidden is not None
+        state.cache.keep(torch.cat([numbers, numbers + len(before)]) if guided else numbers)
 
 
 def current_ids(state: SamplerState) -> torch.Tensor:
@@ -106,22 +112,45 @@ def confidence_map(confidence: torch.Tensor, slots: torch.Tensor, masked: torch.
     return spread(confidence, slots, masked, width).masked_fill(~there, torch.nan)
 
 
-def _lay_out(state: SamplerState, options: MaskedOptions, number: int, masks: list[int], follows_quota: bool) -> Block:
-    canvas, device = state.canvas, state.input_ids.device
-    lengths = [canvas.lengths[row] for row in state.active]
-    spans = torch.tensor([canvas.span(row, number) for row in state.active], device=device)  # (R, 2)
-    positions = spans[:, :1] + torch.arange(canvas.block_size, device=device)  # (R, K)
-    counts = [_counts(state, options, row, number, n) for row, n in zip(state.active, masks, strict=True)]
+def _lay_out(
+    state: SamplerState,
+    number: int,
+    masks: list[int],
+    counts: list[tuple[int, ...]],
+    follows_quota: bool,
+    attention: str,
+) -> Block:
+    device = state.input_ids.device
+    layout = _layout(state, number, attention)
+    spans = torch.tensor([layout.starts, layout.stops], device=device)[..., None]  # (2, R, 1)
+    positions = spans[0] + torch.arange(layout.block_size, device=device)  # (R, K)
     steps = max(map(len, counts))
     quota = torch.tensor([list(c) + [0] * (steps - len(c)) for c in counts], device=device)
     return Block(
         number=number,
         rows=torch.tensor(state.active, device=device),
-        attention_mask=row_mask(lengths, device),
-        positions=positions.clamp(max=max(lengths) - 1),
-        valid=positions < spans[:, 1:],
+        layout=layout if state.hidden is None else layout.twice(),
+        positions=positions.clamp(max=max(layout.lengths) - 1),
+        valid=positions < spans[1],
         quota=quota,
         open_counts=_open_counts(masks, counts, steps) if follows_quota else list(range(max(masks), 0, -1)),
+    )
+
+
+def _layout(state: SamplerState, number: int, attention: str) -> Layout:
+    canvas, device = state.canvas, state.input_ids.device
+    starts, stops = zip(*(canvas.span(row, number) for row in state.active), strict=True)
+    lengths = tuple(canvas.lengths[row] for row in state.active)
+    origins = [canvas.origins[row] for row in state.active]
+    return Layout(
+        starts=starts,
+        stops=stops,
+        lengths=lengths,
+        block_size=canvas.block_size,
+        attention=attention,
+        origins=torch.tensor(origins, device=device),
+        ends=torch.tensor(lengths, device=device),
+        attention_mask=row_mask(lengths, device),
     )
 
 
@@ -154,7 +183,7 @@ def steps_per_block(options: MaskedOptions, canvas: Canvas, row: int) -> int:
     if options.steps_per_block is not None:
         return options.steps_per_block
     if options.steps is None:  # a position a step, in blocks no longer than the row itself
-        return min(canvas.block_size, canvas.lengths[row] - canvas.origins[row])
+        return min(canvas.block_size, canvas.lengths[row] - canvas.prompt_lengths[row])
     if canvas.completes:
         return -(-options.steps // canvas.blocks(row))
     return -(-options.steps // -(-max(canvas.lengths) // canvas.block_size))

@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 
 import torch
 
+from dllm_core.samplers.cache import CacheRun
 from dllm_core.samplers.canvas import Canvas
 from dllm_core.samplers.output import SampleStats
+from dllm_core.samplers.view import Layout
 
 
 @dataclass
@@ -22,7 +24,7 @@ class Block:
     Args:
         number: of the block, from 0.
         rows: (R,) int64, which rows of the canvas.
-        attention_mask: (R, W) bool, or None where all positions are real.
+        layout: where each row's block stands, for the cache policy.
         positions: (R, K) int64 positions of the block, kept inside the canvas.
         valid: (R, K) bool, False behind the end of a row's block.
         quota: (R, S) int64, commits for each step.
@@ -32,7 +34,7 @@ class Block:
 
     number: int
     rows: torch.Tensor
-    attention_mask: torch.Tensor | None
+    layout: Layout
     positions: torch.Tensor
     valid: torch.Tensor
     quota: torch.Tensor
@@ -58,6 +60,7 @@ class SamplerState:
         keys: (B,) int64, one noise key a row.
         active: the rows that are not finished.
         done: (B,) bool, the rows that are.
+        cache: what the cache policy keeps of the active rows; guided runs hold them twice.
         block: the block being written; None before the first and after the last.
         next_block: number of the block after it.
         index: steps taken.
@@ -69,6 +72,7 @@ class SamplerState:
     keys: torch.Tensor
     active: list[int]
     done: torch.Tensor
+    cache: CacheRun | None = None
     block: Block | None = None
     next_block: int = 0
     index: int = 0

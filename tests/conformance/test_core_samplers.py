@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unittest
 from dataclasses import dataclass, fields
+from typing import ClassVar
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from dllm_core.conformance.cache_policy import CachePolicyTests
 from dllm_core.conformance.chi_square import expect_fit
 from dllm_core.conformance.commit_rule import CommitRuleTests
 from dllm_core.conformance.expect import expect_close, expect_equal, expect_refused
-from dllm_core.conformance.own import MDLMSampling, NoCachePolicy, QuotaRule
+from dllm_core.conformance.own import BD3LMSampling, FinishedBlocksPolicy, MDLMSampling, NoCachePolicy, QuotaRule
 from dllm_core.conformance.sampler import SamplerTests
 from dllm_core.conformance.sampler_suite import PROMPTS, fresh
 from dllm_core.conformance.suite import Suite
@@ -27,12 +28,26 @@ class TestMDLM(MDLMSampling):
     """The core's sampler."""
 
 
+class TestBD3LM(BD3LMSampling):
+    """The core's block sampler."""
+
+
+class TestBD3LMFromTheCompletion(BD3LMSampling):
+    """The same on the other grid, and without a cache."""
+
+    options: ClassVar[dict] = {"block_grid": "completion", "cache": "none"}
+
+
 class TestQuota(QuotaRule):
     """The core's commit rule."""
 
 
 class TestNoCache(NoCachePolicy):
     """The core's cache policy."""
+
+
+class TestFinishedBlocks(FinishedBlocksPolicy):
+    """The core's cache."""
 
 
 class TestThreshold(CommitRuleTests):
@@ -120,7 +135,7 @@ class TestRemasking(SamplerTests):
         assert len(steps) == 4
 
 
-SUITES = [TestMDLM, TestQuota, TestNoCache]
+SUITES = [TestMDLM, TestBD3LM, TestQuota, TestNoCache, TestFinishedBlocks]
 CAPABILITIES = {
     SamplerTests: {
         "supports_infill": False,

@@ -259,10 +259,14 @@ def test_a_pattern_in_the_form_of_each_implementation():
             as_model_mask(pattern, implementation, torch.float32)
 
 
+class ModestAdapter(ToyAdapter):
+    supports_block_causal = False
+
+
 def test_a_family_that_takes_no_pattern_or_cache_says_so():
     ids = torch.zeros(1, 2, dtype=torch.int64)
-    with pytest.raises(OptionError, match="ToyAdapter takes no attention pattern"):
-        denoiser(toy()).logits(ids, attention=block_causal_pattern(2, 1))
+    with pytest.raises(OptionError, match="ModestAdapter takes no attention pattern"):
+        dllm.Denoiser(toy(), ModestAdapter(), special_ids={"mask": 3}).logits(ids, attention=block_causal_pattern(2, 1))
     with pytest.raises(OptionError, match="EncoderAdapter declares no KV cache"):
         denoiser(encoder()).logits(ids, cache=object())
 

@@ -139,7 +139,7 @@ def test_a_broken_plugin_costs_itself_only(distributions, source: str, message: 
     assert re.fullmatch(message, broken.error)
     assert "Error" in broken.traceback or "Odd" in broken.traceback or "SystemExit" in broken.traceback
     assert [record(host, name).state for name in ("core", "bold", "zeal")] == ["ok"] * 3
-    assert names(host, SamplerSpec) == ["core/mdlm", "bold/calm", "zeal/calm"]
+    assert names(host, SamplerSpec) == ["core/mdlm", "core/bd3lm", "bold/calm", "zeal/calm"]
     assert host.warnings() == [f"plugin 'acme' (dllm-acme 1.0) not loaded: {broken.error}   [dllm plugins show acme]"]
 
 
@@ -150,7 +150,7 @@ def test_a_failing_hook_leaves_the_plugins_other_hooks(distributions, hook: str)
     acme = record(host, "acme")
     assert (acme.state, acme.error) == ("broken", f"{hook}: ZeroDivisionError: division by zero")
     assert [spec.name for spec in acme.specs] == ["calm", "all"]
-    assert names(host, SamplerSpec) == ["core/mdlm", "acme/calm"]
+    assert names(host, SamplerSpec) == ["core/mdlm", "core/bd3lm", "acme/calm"]
     assert host.warnings()[0].startswith(f"plugin 'acme' (dllm-acme 1.0) partly loaded: {hook}: ")
 
 
@@ -192,7 +192,7 @@ def test_one_module_under_two_names_is_not_counted_twice(distributions) -> None:
     first = distributions("acme", GOOD)
     host = load_plugins(entry_points=[first, distributions("bold", None, target=first.value)])
     assert [record(host, name).state for name in ("acme", "bold")] == ["ok", "broken"]
-    assert names(host, SamplerSpec) == ["core/mdlm", "acme/calm"]
+    assert names(host, SamplerSpec) == ["core/mdlm", "core/bd3lm", "acme/calm"]
 
 
 def test_two_distributions_of_one_name_are_both_left_out(distributions) -> None:
@@ -206,7 +206,7 @@ def test_two_distributions_of_one_name_are_both_left_out(distributions) -> None:
     acme = record(host, "acme")
     assert (acme.state, acme.specs) == ("conflict", ())
     assert acme.error == "acme-one 1.0 and acme-two 2.0 both offer a plugin of this name; uninstall one of them"
-    assert names(host, SamplerSpec) == ["core/mdlm", "bold/calm"]
+    assert names(host, SamplerSpec) == ["core/mdlm", "core/bd3lm", "bold/calm"]
     assert len(host.warnings()) == 1
     assert not {"acme_one_plugin", "acme_two_plugin"} & set(sys.modules)
 
@@ -214,7 +214,7 @@ def test_two_distributions_of_one_name_are_both_left_out(distributions) -> None:
 def test_nobody_takes_the_name_of_the_core(distributions) -> None:
     host = load_plugins(entry_points=[distributions("core", GOOD, distribution="impostor")])
     assert [found.state for found in host.records if found.name == "core"] == ["ok", "conflict"]
-    assert names(host, SamplerSpec) == ["core/mdlm"]
+    assert names(host, SamplerSpec) == ["core/mdlm", "core/bd3lm"]
     assert "impostor 1.0 takes the name 'core'" in host.warnings()[0]
 
 
@@ -251,7 +251,7 @@ def test_only_the_plugins_asked_for_are_imported(distributions) -> None:
     ]
     assert "dllm_bold_plugin" not in sys.modules
     assert host.warnings() == ["DLLM_PLUGINS asks for 'bolt', which is not installed. Did you mean 'bold'?"]
-    assert names(load_plugins(entry_points=entry_points, only=[]), SamplerSpec) == ["core/mdlm"]
+    assert names(load_plugins(entry_points=entry_points, only=[]), SamplerSpec) == ["core/mdlm", "core/bd3lm"]
 
 
 def test_an_interrupt_is_the_users_and_passes(distributions) -> None:

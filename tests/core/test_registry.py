@@ -81,6 +81,7 @@ def installed(distributions, tmp_path: Path):
 def test_components_are_listed_without_importing_them() -> None:
     assert [component.full_id for component in registry.components("sampler")] == [
         "core/mdlm",
+        "core/bd3lm",
         "acme/calm",
         "acme/shared",
         "bold/shared",
@@ -127,7 +128,7 @@ def test_a_name_that_two_plugins_use_names_both() -> None:
 def test_an_unknown_name_says_what_is_near_and_what_there_is(name: str, suggestion: str) -> None:
     with pytest.raises(UnknownComponentError) as caught:
         registry.load("sampler", name)
-    expected = f"unknown sampler {name!r}.{suggestion} Installed: mdlm, calm, acme/shared, bold/shared."
+    expected = f"unknown sampler {name!r}.{suggestion} Installed: mdlm, bd3lm, calm, acme/shared, bold/shared."
     assert str(caught.value) == expected
     assert caught.value.exit_code == 2
 

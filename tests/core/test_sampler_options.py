@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import dllm_core as dllm
-from dllm_core.conformance.toy import ExactModel, random_joint, toy_denoiser
+from dllm_core.conformance.toy import ExactModel, ToyAdapter, random_joint, toy_denoiser
 from dllm_core.errors import ModelLoadError, OptionError, UnknownComponentError
 from dllm_core.samplers import CachePolicy, MaskedOptions
 from dllm_core.samplers.parts import check_against_model
@@ -92,10 +92,15 @@ class Cached(CachePolicy):
     needs_kv_cache: ClassVar[bool] = True
 
 
-def test_a_cache_needs_a_family_with_a_cache(denoiser):
-    with pytest.raises(OptionError, match=r"ToyAdapter declares no KV cache; use cache='none'"):
+class Cacheless(ToyAdapter):
+    supports_kv_cache = False
+
+
+def test_a_cache_needs_a_family_with_a_cache():
+    denoiser = dllm.Denoiser(ExactModel(random_joint(2, 2, seed=0)), Cacheless(), special_ids={"mask": 2})
+    with pytest.raises(OptionError, match=r"Cacheless declares no KV cache; use cache='none'"):
         check_against_model(MaskedOptions(), Cached(), denoiser)
-    with pytest.raises(OptionError, match=r"ToyAdapter declares no KV cache; use cache='none'"):
+    with pytest.raises(OptionError, match=r"Cacheless declares no KV cache; use cache='none'"):
         denoiser.logits(torch.zeros(1, 2, dtype=torch.int64), cache=object())
 
 

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from dllm_core.conformance.toy import ExactModel, entropy, random_joint, toy_denoiser
+from dllm_core.models.attention import block_causal_pattern
+from dllm_core.models.cache import BlockCache
 
 VOCAB, LENGTH = 3, 4
 MASK = VOCAB
@@ -73,3 +75,26 @@ def test_longer_inputs_are_refused(joint):
 
 def test_entropy_of_a_uniform_joint():
     assert entropy(torch.full((2, 2), 0.25)) == pytest.approx(2 * 0.6931471805599453)
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+def test_each_column_knows_what_its_pattern_shows_it(joint, shifted):
+    model = ExactModel(joint, shifted=shifted)
+    canvas = torch.tensor([[0, 2, MASK, 1]])
+    pattern = block_causal_pattern(LENGTH, 2)
+    got = model(canvas, pattern).logits[0].exp()
+    for column in range(LENGTH - shifted):
+        known = {i: v for i, v in enumerate(canvas[0].tolist()) if v != MASK and pattern[0, 0, column, i]}
+        want = marginal(joint, known, column + shifted)
+        torch.testing.assert_close(got[column, :VOCAB].detach(), want)
+
+
+def test_a_cache_hands_the_tokens_on(joint):
+    canvas, positions = torch.tensor([[0, 2, MASK, 1]]), torch.arange(LENGTH)[None]
+    pattern = block_causal_pattern(LENGTH, 2)
+    want = ExactModel(joint)(canvas, pattern).logits
+    model, kept = ExactModel(joint), BlockCache(1, LENGTH)
+    for part in (slice(0, 2), slice(2, 4), slice(2, 4)):
+        kept.place(positions[:, part], part.stop)
+        got = model(canvas[:, part], pattern[:, :, part, : part.stop], positions[:, part], kept, True).logits
+        torch.testing.assert_close(got, want[:, part])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -13,10 +13,19 @@ from dllm_core.config import at_least
 from dllm_core.conformance.cache_policy import CachePolicyTests
 from dllm_core.conformance.sampler_suite import LENGTH, MASK
 from dllm_core.models.denoiser import Denoiser
-from dllm_core.samplers import CachePolicy, NoCache
+from dllm_core.samplers import Answer, CachePolicy, CacheRun, NoCache, View
+from dllm_core.samplers.cache import FinishedBlocksRun, NoCacheRun
+from dllm_core.samplers.view import BLOCK_CAUSAL
 from tests.conformance.mutant import Mutant, suite_for
 
-Answer = tuple[Tensor, int]
+
+class WindowRun(CacheRun):
+    window = 0
+
+    def logits(self, view: View) -> Answer:
+        there = (view.input_ids != self.denoiser.mask_token_id).any(0).nonzero()
+        stop = max(int(view.at.max()), int(there.max())) + 1 + self.window
+        return view.computed_anew(self.denoiser, min(stop, view.input_ids.shape[1]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +41,10 @@ class Window(CachePolicy):
     def __post_init__(self) -> None:
         at_least("window", self.window, 0)
 
-    def logits(self, denoiser: Denoiser, input_ids: Tensor, attention_mask: Tensor | None, at: Tensor) -> Answer:
-        there = (input_ids != denoiser.mask_token_id).any(0).nonzero()
-        stop = max(int(at.max()), int(there.max())) + 1 + self.window
-        ids = input_ids[:, :stop]
-        mask = None if attention_mask is None else attention_mask[:, :stop]
-        return denoiser.logits(ids, mask, at=at), ids.numel()
+    def start(self, denoiser: Denoiser, rows: int, length: int) -> CacheRun:
+        run = WindowRun(denoiser, rows, length)
+        run.window = self.window
+        return run
 
 
 class Undecorated(NoCache):
@@ -55,78 +62,104 @@ class AcceptsAnyWindow(Window):
         pass
 
 
-@dataclass(frozen=True, kw_only=True)
-class GivesNeighbouringRows(NoCache):
-    def logits(self, denoiser: Denoiser, input_ids: Tensor, attention_mask: Tensor | None, at: Tensor) -> Answer:
-        return super().logits(denoiser, input_ids, attention_mask, (at - 1).clamp(min=0))
+def answering(run: type[CacheRun], base: type[CachePolicy] = NoCache, **attributes: object) -> type[CachePolicy]:
+    """A policy whose runs are of that class, named like it without its ending."""
+    body = {"start": lambda self, denoiser, rows, length: run(denoiser, rows, length)}
+    policy = type(run.__name__.removesuffix("Run"), (base,), body | attributes)
+    return dataclass(frozen=True, kw_only=True)(policy)
 
 
-@dataclass(frozen=True, kw_only=True)
-class CountsOpenPositions(NoCache):
-    def logits(self, denoiser: Denoiser, input_ids: Tensor, attention_mask: Tensor | None, at: Tensor) -> Answer:
-        return super().logits(denoiser, input_ids, attention_mask, at)[0], at.numel()
+class GivesNeighbouringRowsRun(NoCacheRun):
+    def logits(self, view: View) -> Answer:
+        return super().logits(replace(view, at=(view.at - 1).clamp(min=0)))
 
 
-@dataclass(frozen=True, kw_only=True)
-class ForgetsThePromptLater(Window):
+class CountsOpenPositionsRun(NoCacheRun):
+    def logits(self, view: View) -> Answer:
+        return super().logits(view)._replace(positions=view.at.numel())
+
+
+class ForgetsThePromptLaterRun(WindowRun):
     """The first step of a block sees everything; when fewer positions are open the first token is gone."""
 
-    def logits(self, denoiser: Denoiser, input_ids: Tensor, attention_mask: Tensor | None, at: Tensor) -> Answer:
-        if at.shape[1] < 2:
-            input_ids = input_ids.clone()
-            input_ids[:, 0] = MASK
-        return super().logits(denoiser, input_ids, attention_mask, at)
+    def logits(self, view: View) -> Answer:
+        ids = view.input_ids.clone()
+        if view.at.shape[1] < 2:
+            ids[:, 0] = MASK
+        return super().logits(replace(view, input_ids=ids))
 
 
-@dataclass(frozen=True, kw_only=True)
-class DropsTheMask(NoCache):
-    def logits(self, denoiser: Denoiser, input_ids: Tensor, attention_mask: Tensor | None, at: Tensor) -> Answer:
-        return super().logits(denoiser, input_ids, None, at)
+class DropsTheMaskRun(NoCacheRun):
+    def logits(self, view: View) -> Answer:
+        width = view.input_ids.shape[1]
+        everywhere = torch.full_like(view.layout.ends, width)
+        return super().logits(replace(view, layout=replace(view.layout, attention_mask=None, ends=everywhere)))
 
 
-@dataclass(frozen=True, kw_only=True)
-class CountsColumns(NoCache):
-    def logits(self, denoiser: Denoiser, input_ids: Tensor, attention_mask: Tensor | None, at: Tensor) -> Answer:
-        columns = torch.arange(input_ids.shape[1]).expand_as(input_ids)
-        return denoiser.logits(input_ids, attention_mask, at=at, position_ids=columns), input_ids.numel()
+class HidesItsCacheRun(FinishedBlocksRun):
+    pass
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClaimsACache(NoCache):
-    needs_kv_cache = True
+class SaysNothingOfItsMemoryRun(FinishedBlocksRun):
+    def __init__(self, denoiser: Denoiser, rows: int, length: int) -> None:
+        super().__init__(denoiser, rows, length)
+        self.cache_bytes = 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class HidesItsCache(NoCache):
-    def logits(self, denoiser: Denoiser, input_ids: Tensor, attention_mask: Tensor | None, at: Tensor) -> Answer:
-        return denoiser.logits(input_ids, attention_mask, at=at, cache=object()), input_ids.numel()
+class KeepsBlocksAsTheyWereRun(FinishedBlocksRun):
+    """The last tokens of a block are written after its last pass; here it is never computed with them."""
+
+    def logits(self, view: View) -> Answer:
+        if view.step == 0 and any(self.final):
+            self.final = list(view.layout.starts)
+        return super().logits(view)
+
+
+class KeepsTheWrongRowsRun(FinishedBlocksRun):
+    def keep(self, rows: Tensor) -> None:
+        super().keep(torch.arange(len(rows)))
+
+
+class ForgetsTheLeadRun(FinishedBlocksRun):
+    """The scores of a block's first token are those that its own position gives, which are of the token behind it."""
+
+    def logits(self, view: View) -> Answer:
+        self.lead = None if self.lead is None else torch.zeros_like(self.lead)
+        return super().logits(view)
+
+
+class RememberingRun(NoCacheRun):
+    memory: dict
+
+    def logits(self, view: View) -> Answer:
+        key = (view.input_ids.shape[1], *view.at.flatten().tolist())
+        if key not in self.memory:
+            self.memory[key] = super().logits(view)
+        return self.memory[key]._replace(logits=self.memory[key].logits.clone())
 
 
 @dataclass(frozen=True, kw_only=True)
 class RemembersTheLastRun(NoCache):
     memory: dict = field(default_factory=dict)
 
-    def logits(self, denoiser: Denoiser, input_ids: Tensor, attention_mask: Tensor | None, at: Tensor) -> Answer:
-        key = (input_ids.shape[1], *at.flatten().tolist())
-        if key not in self.memory:
-            self.memory[key] = super().logits(denoiser, input_ids, attention_mask, at)[0]
-        return self.memory[key].clone(), input_ids.numel()
+    def start(self, denoiser: Denoiser, rows: int, length: int) -> CacheRun:
+        run = RememberingRun(denoiser, rows, length)
+        run.memory = self.memory
+        return run
 
 
-@dataclass(frozen=True, kw_only=True)
-class MarksPaddingInPlace(NoCache):
-    def logits(self, denoiser: Denoiser, input_ids: Tensor, attention_mask: Tensor | None, at: Tensor) -> Answer:
-        answer = super().logits(denoiser, input_ids, attention_mask, at)
-        if attention_mask is not None:
-            input_ids[~attention_mask] = MASK
+class MarksPaddingInPlaceRun(NoCacheRun):
+    def logits(self, view: View) -> Answer:
+        answer = super().logits(view)
+        if view.layout.attention_mask is not None:
+            view.input_ids[~view.layout.attention_mask] = MASK
         return answer
 
 
-@dataclass(frozen=True, kw_only=True)
-class MasksTheCanvas(NoCache):
-    def logits(self, denoiser: Denoiser, input_ids: Tensor, attention_mask: Tensor | None, at: Tensor) -> Answer:
-        input_ids[:, int(at.min()) - 1] = MASK
-        return super().logits(denoiser, input_ids, attention_mask, at)
+class MasksTheCanvasRun(NoCacheRun):
+    def logits(self, view: View) -> Answer:
+        view.input_ids[:, int(view.at.min()) - 1] = MASK
+        return super().logits(view)
 
 
 WINDOW: Mapping[str, object] = {"bad_options": {"window": (-1,)}, "refresh_options": {"window": LENGTH}}
@@ -138,20 +171,60 @@ def broken(check: str, policy: type[CachePolicy], why: str) -> Mutant:
     return Mutant(check=f"CachePolicyTests.{check}", name=name, suite=suite, why=why)
 
 
+BLOCK = {"needs_kv_cache": True, "serves": (BLOCK_CAUSAL,)}
+
 MUTANTS = [
     broken("test_options_are_a_frozen_dataclass", Undecorated, "is no dataclass of its own"),
     broken("test_options_are_a_frozen_dataclass", TakesTheSamplersOption, "names an option like one of the sampler's"),
     broken("test_bad_options_are_refused", AcceptsAnyWindow, "accepts a negative window"),
-    broken("test_the_first_answer_is_a_full_forward", GivesNeighbouringRows, "gives the rows one to the left"),
-    broken("test_counts_are_true", CountsOpenPositions, "counts open positions only, computes all"),
-    broken("test_every_step_is_that_of_no_cache", ForgetsThePromptLater, "loses the first token in later steps"),
-    broken("test_refreshing_every_step_is_no_cache", ForgetsThePromptLater, "loses the first token in later steps"),
-    broken("test_a_row_is_the_same_alone_and_in_any_batch", DropsTheMask, "drops the attention mask"),
-    broken("test_padding_is_not_seen", DropsTheMask, "drops the attention mask"),
-    broken("test_positions_are_the_rows_own", CountsColumns, "counts positions by columns"),
-    broken("test_needs_kv_cache_is_true", ClaimsACache, "declares a cache that it never brings"),
-    broken("test_needs_kv_cache_is_true", HidesItsCache, "brings a cache that it does not declare"),
     broken("test_runs_do_not_mix", RemembersTheLastRun, "answers from the run before"),
-    broken("test_inputs_are_not_changed", MarksPaddingInPlace, "writes into the canvas it is given"),
-    broken("test_every_block_ends", MasksTheCanvas, "masks the loop's own canvas"),
+    *(
+        broken(check, answering(run, **attributes), why)
+        for check, run, attributes, why in (
+            ("test_the_first_answer_is_a_full_forward", GivesNeighbouringRowsRun, {}, "gives the rows one to the left"),
+            ("test_counts_are_true", CountsOpenPositionsRun, {}, "counts open positions only, computes all"),
+            (
+                "test_every_step_is_that_of_no_cache",
+                ForgetsThePromptLaterRun,
+                {"base": Window},
+                "loses the first token in later steps",
+            ),
+            (
+                "test_every_step_is_that_of_no_cache",
+                KeepsBlocksAsTheyWereRun,
+                BLOCK,
+                "keeps a block's keys from before its last tokens were written",
+            ),
+            (
+                "test_every_step_is_that_of_no_cache",
+                ForgetsTheLeadRun,
+                BLOCK,
+                "loses the scores of a block's first token where logits are shifted",
+            ),
+            (
+                "test_refreshing_every_step_is_no_cache",
+                ForgetsThePromptLaterRun,
+                {"base": Window},
+                "loses the first token in later steps",
+            ),
+            ("test_a_row_is_the_same_alone_and_in_any_batch", DropsTheMaskRun, {}, "drops the attention mask"),
+            (
+                "test_a_row_is_the_same_alone_and_in_any_batch",
+                KeepsTheWrongRowsRun,
+                BLOCK,
+                "keeps the wrong rows when one is finished",
+            ),
+            ("test_padding_is_not_seen", DropsTheMaskRun, {}, "drops the attention mask"),
+            ("test_memory_is_stated", SaysNothingOfItsMemoryRun, BLOCK, "says that it takes no memory"),
+            ("test_needs_kv_cache_is_true", NoCacheRun, {"needs_kv_cache": True}, "declares a cache it never brings"),
+            (
+                "test_needs_kv_cache_is_true",
+                HidesItsCacheRun,
+                {"serves": (BLOCK_CAUSAL,)},
+                "brings a cache that it does not declare",
+            ),
+            ("test_inputs_are_not_changed", MarksPaddingInPlaceRun, {}, "writes into the canvas it is given"),
+            ("test_every_block_ends", MasksTheCanvasRun, {}, "masks the loop's own canvas"),
+        )
+    ),
 ]

@@ -59,7 +59,7 @@ class EndsBlocksEarly(MDLMSampler):
 class ChoosesMasks(MDLMSampler):
     def revise(self, state: SamplerState, ids: torch.Tensor) -> torch.Tensor:
         before = state.input_ids[state.block.rows, : ids.shape[1]]
-        best = self.denoiser.logits(before, state.block.attention_mask).argmax(-1)
+        best = self.denoiser.logits(before, state.block.layout.attention_mask).argmax(-1)
         return torch.where((ids != before) & (best == MASK), MASK, ids)
 
 
@@ -291,7 +291,7 @@ class UsesPythonsGenerator(MDLMSampler):
 class DropsTheRowMask(MDLMSampler):
     def open_block(self, state: SamplerState) -> Block | None:
         block = super().open_block(state)
-        return None if block is None else replace(block, attention_mask=None)
+        return None if block is None else replace(block, layout=replace(block.layout, attention_mask=None))
 
 
 class NumbersNoiseByRow(MDLMSampler):

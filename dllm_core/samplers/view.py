@@ -1,0 +1,125 @@
+"""What a step shows a cache policy: the canvas, where each row's block stands, and who may look at whom.
+
+Where rows and blocks begin and end is known on the host, so that a policy can plan without asking the device.
+
+Shapes: R rows, W canvas width, M open positions, Q query positions, K key positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from dllm_core.models.denoiser import Denoiser
+
+FULL, BLOCK_CAUSAL = "full", "block_causal"  # who may look at whom: everyone; or blocks at themselves and the earlier
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The rows while one block is being written; guided runs hold every row twice, the unconditional half behind.
+
+    Args:
+        starts, stops: each row's block is ``[start, stop)``, empty where the row has none left.
+        lengths: tokens of each row, masks included.
+        block_size: of the grid.
+        attention: ``"full"`` or ``"block_causal"``.
+        origins: (R,) int64, where each row's grid begins; blocks in front of it count below 0.
+        ends: (R,) int64, the lengths.
+        attention_mask: (R, W) bool, or None where all positions are real.
+    """
+
+    starts: tuple[int, ...]
+    stops: tuple[int, ...]
+    lengths: tuple[int, ...]
+    block_size: int
+    attention: str
+    origins: torch.Tensor
+    ends: torch.Tensor
+    attention_mask: torch.Tensor | None
+
+    def pattern(self, queries: torch.Tensor, keys: int) -> torch.Tensor:
+        """Who may look at whom among the first ``keys`` positions.
+
+        Args:
+            queries: (R, Q) int64 positions, each of a real token.
+            keys: K.
+
+        Returns:
+            (R, 1, Q, K) bool.
+        """
+        columns = torch.arange(keys, device=queries.device)
+        allowed = (columns < self.ends[:, None])[:, None]  # (R, 1, K)
+        if self.attention == BLOCK_CAUSAL:
+            # A position looks at all that stands before the end of its own block.
+            block = (queries - self.origins[:, None]).div(self.block_size, rounding_mode="floor")
+            stop = self.origins[:, None] + (block + 1) * self.block_size  # (R, Q)
+            allowed = allowed & (columns < stop[..., None])  # (R, Q, K)
+        return allowed.expand(-1, queries.shape[1], -1)[:, None]
+
+    def twice(self) -> Layout:
+        """The rows of a guided run."""
+        mask = None if self.attention_mask is None else self.attention_mask.repeat(2, 1)
+        return Layout(
+            self.starts * 2,
+            self.stops * 2,
+            self.lengths * 2,
+            self.block_size,
+            self.attention,
+            self.origins.repeat(2),
+            self.ends.repeat(2),
+            mask,
+        )
+
+
+class Answer(NamedTuple):
+    """What a policy gives back for a step.
+
+    Args:
+        logits: (R, M, V) at the open positions.
+        positions: positions that went through the model for it, padding included.
+        logit_rows: positions that were projected through the vocabulary head.
+        forward_passes: calls of the model.
+    """
+
+    logits: torch.Tensor
+    positions: int
+    logit_rows: int
+    forward_passes: int = 1
+
+
+@dataclass(frozen=True)
+class View:
+    """One step.
+
+    Args:
+        layout: the same object for all steps of a block.
+        step: of the block, from 0; at step 0 the block has just been opened.
+        input_ids: (R, W) int64, the canvas; not to be written.
+        at: (R, M) int64, the open positions; rows with fewer than others are filled up with any position.
+    """
+
+    layout: Layout
+    step: int
+    input_ids: torch.Tensor
+    at: torch.Tensor
+
+    def computed_anew(self, denoiser: Denoiser, width: int | None = None) -> Answer:
+        """One forward over the first ``width`` columns, nothing kept: the exact answer.
+
+        Args:
+            width: None: as far as anything is visible, which under block-causal attention is the end of the block.
+        """
+        layout = self.layout
+        if width is None:
+            width = max(layout.stops) if layout.attention == BLOCK_CAUSAL else self.input_ids.shape[1]
+        ids, mask = self.input_ids[:, :width], layout.attention_mask
+        at = self.at.clamp(max=width - 1)  # only filler lies behind
+        if layout.attention == BLOCK_CAUSAL:
+            columns = torch.arange(width, device=ids.device).minimum(layout.ends[:, None] - 1)  # (R, W)
+            logits = denoiser.logits(ids, at=at, attention=layout.pattern(columns, width))
+        else:
+            logits = denoiser.logits(ids, None if mask is None else mask[:, :width], at=at)
+        return Answer(logits, ids.numel(), at.numel())
