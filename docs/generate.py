@@ -1,4 +1,4 @@
-"""Writes what can be derived: the command line reference, and the README's table of what works on which family.
+"""Writes what can be derived: the command line reference, and the README's tables of families and of parts.
 
 python docs/generate.py
 
@@ -68,11 +68,23 @@ def support_table() -> str:
     return header + "|---" * 7 + "|\n" + "".join(rows)
 
 
+def parts_table() -> str:
+    """Markdown: one row a sampler, commit rule, cache policy or objective that works on every family able to."""
+    header = "| part | name | plugin | what it does |\n" + "|---" * 4 + "|\n"
+    rows = [
+        f"| {kind} | `{component.name}` | `{component.plugin}` | {component.spec.summary} |\n"
+        for kind in ("sampler", "commit rule", "cache policy", "objective")
+        for component in registry.components(kind)
+        if component.plugin == "core" or (ROOT / f"plugins/dllm-{component.plugin}").is_dir()
+    ]
+    return header + "".join(rows)
+
+
 def with_support_table(text: str) -> str:
-    """The README with the table between its marks brought up to date."""
+    """The README with the tables between its marks brought up to date."""
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
-    return before + BEGIN + "\n" + support_table() + "\n" + END + after
+    return before + BEGIN + "\n" + support_table() + "\n" + parts_table() + "\n" + END + after
 
 
 def _code(names: Iterable[str]) -> str:

@@ -1,0 +1,28 @@
+"""Fast decoding for dllm: commit rules that write several tokens a step, for every model family.
+
+Importing this package imports no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "Factor": "dllm_fastdllm.rules.factor",
+    "Frechet": "dllm_fastdllm.rules.frechet",
+    "Threshold": "dllm_fastdllm.rules.threshold",
+}
+
+__all__ = ["Factor", "Frechet", "Threshold", "__version__"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_EXPORTS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

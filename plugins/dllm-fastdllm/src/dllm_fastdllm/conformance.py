@@ -1,0 +1,42 @@
+"""What ``dllm plugins check fastdllm`` and pytest run: the core's conformance suite on this plugin."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from dllm_core.conformance import CommitRuleTests, PluginTests, SamplerTests
+from dllm_core.conformance.commit_rule import Equivalence
+
+
+class TestPlugin(PluginTests):
+    plugin = "fastdllm"
+
+
+class TestParallel(SamplerTests):
+    component = "fastdllm/parallel"
+    follows_steps = False  # the model's confidence decides how many tokens a step writes
+    follows_schedule = False
+
+
+class TestThreshold(CommitRuleTests):
+    component = "fastdllm/threshold"
+    options: ClassVar[dict] = {"threshold": 0.6}
+    bad_options: ClassVar[dict] = {"threshold": [-0.1, 1.5, float("nan")]}
+    monotone_in: ClassVar[dict] = {"threshold": (0.2, 0.5, 0.9)}
+    equivalent_to: ClassVar[tuple] = (Equivalence(options={"threshold": 1.0}, other="core/quota", quota=1),)
+
+
+class TestFactor(CommitRuleTests):
+    component = "fastdllm/factor"
+    options: ClassVar[dict] = {"factor": 1.0}
+    bad_options: ClassVar[dict] = {"factor": [-0.5, float("nan")]}
+    monotone_in: ClassVar[dict] = {"factor": (2.5, 1.0, 0.5)}
+    equivalent_to: ClassVar[tuple] = (Equivalence(options={"factor": 0.0}, other="core/quota", quota=1),)
+
+
+class TestFrechet(CommitRuleTests):
+    component = "fastdllm/frechet"
+    options: ClassVar[dict] = {"delta": 0.1}
+    bad_options: ClassVar[dict] = {"delta": [-0.1, 1.5, float("nan")]}
+    monotone_in: ClassVar[dict] = {"delta": (0.0, 0.25, 0.9)}
+    equivalent_to: ClassVar[tuple] = (Equivalence(options={"delta": 1.0}, other="core/quota", quota=1),)

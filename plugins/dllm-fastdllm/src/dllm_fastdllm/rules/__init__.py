@@ -1,0 +1,1 @@
+"""Commit rules, one a file."""
