@@ -22,7 +22,7 @@ class MaskedOptions:
         max_length: prompt and completion together, in tokens; takes the place of ``max_new_tokens``.
         steps: denoising steps in all; each block gets ceil(steps / blocks). None: as many as there are positions, which
             is one token a step with the linear schedule.
-        steps_per_block: takes the place of ``steps``.
+        steps_per_block: steps of each block; where it is given, ``steps`` counts for nothing.
         block_size: the canvas is finished block by block, from left to right. None: one block.
         schedule: ``linear``, ``cosine`` or any registered schedule; decides how many tokens each step commits.
         quota: ``schedule`` rounds the schedule's expectation, as the existing framework does; ``even`` gives every
@@ -83,8 +83,6 @@ class MaskedOptions:
             within("top_p", self.top_p, 0.0, 1.0)
         one_of("confidence", self.confidence, CONFIDENCES)
         one_of("quota", self.quota, QUOTAS)
-        if self.steps is not None and self.steps_per_block is not None:
-            raise OptionError("steps and steps_per_block exclude each other; give one of them")
         if self.max_length is not None and self.max_new_tokens is not None:
             raise OptionError("max_length and max_new_tokens exclude each other; give one of them")
         if self.stochastic_quota and self.quota != "schedule":

@@ -44,7 +44,6 @@ def denoiser():
         ({"quota": "fair"}, ["quota", "schedule, even", "'fair'"]),
         ({"schedule": "linaer"}, ["schedule 'linaer'", "Did you mean 'linear'?"]),
         ({"seed": "x"}, ["seed", "'x'"]),
-        ({"steps": 4, "steps_per_block": 2}, ["steps", "steps_per_block", "give one of them"]),
         ({"max_length": 4, "max_new_tokens": 2}, ["max_length", "max_new_tokens", "give one of them"]),
         ({"stochastic_quota": True, "quota": "even"}, ["stochastic_quota", "quota='schedule'"]),
         ({"stepz": 4}, ["'stepz'", "Did you mean 'steps'?", "block_size"]),
