@@ -4,17 +4,34 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from dllm_core.training.launch import Launch
+    from dllm_core.training.recipes import Recipe
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--recipe", required=True, help="Name of an installed recipe (see dllm recipes), or a .yaml file.")
 @click.option("--output", type=click.Path(file_okay=False), help="Folder for the trained model and its checkpoints.")
 @click.option("--resume", is_flag=True, help="Go on from the newest whole checkpoint in the output folder.")
-@click.option("--dry-run", is_flag=True, help="Print the recipe with the overrides applied, and stop.")
+@click.option("--dry-run", is_flag=True, help="Print the recipe with the overrides applied, how it starts, and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Report the result as JSON.")
+@click.option("--launch", metavar="ENGINE", help="single, ddp, zero1, zero2, zero3 (DeepSpeed) or fsdp (GPUs only).")
+@click.option("--processes", type=int, help="Processes on each machine. Default: one an accelerator.")
+@click.option("--nodes", type=int, default=1, show_default=True, help="Machines.")
+@click.option("--rendezvous", metavar="HOST:PORT", help="Where several machines meet; run the command on each of them.")
+@click.option(
+    "--slurm", is_flag=True, help="Write a batch script that goes on from the last checkpoint, and submit it."
+)
+@click.option("--slurm-script", type=click.Path(path_type=Path), help="Where that script goes. Alone: do not submit.")
+@click.option("--slurm-option", multiple=True, metavar="KEY=VALUE", help="Of sbatch: time=24:00:00; may be repeated.")
 @click.argument("overrides", nargs=-1, metavar="[[SECTION.]KEY=VALUE]...")
 @click.pass_context
 def command(
@@ -24,6 +41,13 @@ def command(
     resume: bool,
     dry_run: bool,
     as_json: bool,
+    launch: str | None,
+    processes: int | None,
+    nodes: int,
+    rendezvous: str | None,
+    slurm: bool,
+    slurm_script: Path | None,
+    slurm_option: tuple[str, ...],
     overrides: tuple[str, ...],
 ) -> None:
     """Train a model from a recipe.
@@ -36,27 +60,96 @@ def command(
       dllm train --recipe my-recipe --output out
       dllm train --recipe recipe.yaml --output out training.max_steps=100
       dllm train --recipe my-recipe --output out learning_rate=1e-4 --resume
+      dllm train --recipe my-recipe --output out --launch zero2 --processes 8
+      dllm train --recipe my-recipe --output out --launch fsdp --processes 8 --nodes 4 --slurm
     """
     if output is None and not dry_run:
         raise click.UsageError("Missing option '--output'.")
+    from dllm_core.training.launch import Launch, check_world, is_worker, with_engine
     from dllm_core.training.recipes import load_recipe
 
     resolved = load_recipe(recipe, overrides)
+    place = Launch(engine=launch or "single", processes=processes, nodes=nodes, rendezvous=rendezvous)
+    job = _Job(slurm, slurm_script, slurm_option)
+    if launch is not None:
+        resolved = with_engine(resolved, launch)
+    if is_worker() and launch is not None:
+        check_world(place)
+    starts_others = job.is_wanted or (place.engine != "single" and not is_worker())
+    if dry_run or starts_others:
+        from dllm_core.training.run import check_recipe
+
+        check_recipe(resolved)
+    if dry_run:
+        click.echo(resolved.as_yaml(), nl=False)
+    if starts_others:
+        ctx.exit(_start(place.counted(), job, ctx.params, dry_run=dry_run))
+    elif not dry_run:
+        _train(ctx, resolved, output, resume=resume, as_json=as_json)
+
+
+def _train(ctx: click.Context, recipe: Recipe, output: str, *, resume: bool, as_json: bool) -> None:
     from transformers.utils.logging import disable_progress_bar
 
     from dllm_core.training.interruption import TrainingInterrupted
-    from dllm_core.training.run import check_recipe, train
+    from dllm_core.training.run import train
 
-    if dry_run:
-        check_recipe(resolved)
-        click.echo(resolved.as_yaml(), nl=False)
-        return
+    speaks = os.environ.get("RANK", "0") == "0"  # of several processes one does
     if not sys.stderr.isatty():
         disable_progress_bar()
     try:
-        folder = train(resolved, output, resume=resume)
+        folder = train(recipe, output, resume=resume)
     except TrainingInterrupted as interruption:
-        if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+        if speaks:
             click.echo(str(interruption), err=True)
         ctx.exit(interruption.exit_code)
-    click.echo(json.dumps({"output": str(folder)}) if as_json else f"Trained model in {folder}")
+    if speaks:
+        click.echo(json.dumps({"output": str(folder)}) if as_json else f"Trained model in {folder}")
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What was said of Slurm."""
+
+    submit: bool
+    script: Path | None
+    options: tuple[str, ...]
+
+    @property
+    def is_wanted(self) -> bool:
+        return self.submit or self.script is not None
+
+
+def _start(place: Launch, job: _Job, parameters: dict[str, Any], *, dry_run: bool) -> int:
+    """Run torchrun, or write a batch script; with `dry_run` print what that would be, as a comment of the recipe."""
+    from dllm_core.training.launch import run_torchrun, torchrun_command
+    from dllm_core.training.slurm import slurm_script, submit
+
+    arguments = worker_arguments(place, parameters)
+    if not job.is_wanted:
+        line = torchrun_command(place, arguments)
+        if dry_run:
+            click.echo(f"# {shlex.join(line)}")
+            return 0
+        return run_torchrun(line)
+    output = Path(parameters["output"] or "OUTPUT")
+    text = slurm_script(place, arguments, output=output, options=job.options)
+    if dry_run:
+        click.echo("".join(f"# {line}\n" for line in text.splitlines()), nl=False)
+        return 0
+    output.mkdir(parents=True, exist_ok=True)  # the job's log goes there
+    file = job.script or output / "train.sbatch"
+    file.write_text(text, encoding="utf-8")
+    click.echo(submit(file) if job.submit else f"Wrote {file}; submit it with: sbatch {file}")
+    return 0
+
+
+def worker_arguments(place: Launch, parameters: dict[str, Any]) -> list[str]:
+    """The arguments with which each process is to call `dllm train`."""
+    own = ["--recipe", parameters["recipe"], "--launch", place.engine, "--processes", str(place.processes)]
+    if place.nodes > 1:
+        own += ["--nodes", str(place.nodes)]
+    if parameters["output"] is not None:
+        own += ["--output", parameters["output"]]
+    own += [flag for name, flag in (("resume", "--resume"), ("as_json", "--json")) if parameters[name]]
+    return [*own, *parameters["overrides"]]

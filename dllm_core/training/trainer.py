@@ -37,6 +37,7 @@ from dllm_core.training.arguments import DiffusionArguments
 from dllm_core.training.checks import check_average, check_examples, check_resume
 from dllm_core.training.collator import DiffusionCollator
 from dllm_core.training.ema import WeightAverage
+from dllm_core.training.launch import check_engine
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset, IterableDataset
@@ -101,6 +102,7 @@ class DiffusionTrainer(Trainer):
             optimizers=optimizers,
         )
         self.add_callback(UpdateAverage(self))
+        check_engine(self)
         if args.compile:
             compile_backbone(self.denoiser.bare_model)
 
@@ -252,7 +254,7 @@ class DiffusionTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Weights, tokenizer and, of an adapter, where it belongs."""
         super()._save(output_dir, state_dict)
-        if self.denoiser.lora is not None:
+        if self.denoiser.lora is not None and self.args.should_save:  # under DeepSpeed every process comes here
             folder = Path(output_dir or self.args.output_dir)
             self.denoiser.lora.write(folder)
             (folder / "README.md").unlink(missing_ok=True)  # peft's card: a form with nothing filled in
