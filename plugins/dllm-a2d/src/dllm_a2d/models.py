@@ -1,7 +1,7 @@
 """transformers' causal models, attending in both directions.
 
-A configuration with ``is_causal`` off makes transformers build a bidirectional mask, and the saved ``config.json`` keeps it
-off; nothing else differs from the causal model.
+A configuration with ``is_causal`` off makes transformers build a bidirectional mask, and the saved ``config.json`` keeps
+it off; nothing else differs from the causal model.
 
 Source: transformers 5.23, ``masking_utils.create_causal_mask``; weights and names of the causal checkpoints.
 """
