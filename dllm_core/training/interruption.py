@@ -1,13 +1,14 @@
 """Save and stop when the process is told to end: preemption by a scheduler (SIGTERM), Ctrl-C (SIGINT).
 
-The step that is running is finished, a checkpoint is written, and training returns. A second signal of the same kind
-ends the process as if nothing had been set up here.
+The step that is running is finished, a checkpoint is written, and training returns. A second Ctrl-C ends at once.
 """
 
 from __future__ import annotations
 
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from dllm_core.training.trainer import DiffusionTrainer
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# Seconds in which one Ctrl-C may arrive twice: the terminal tells every process, and a launcher tells its own again.
+# A scheduler that repeats SIGTERM means nothing new by it either.
+ONE_CTRL_C = 1.0
 
 
 class TrainingInterrupted(DllmError):
@@ -49,20 +53,21 @@ class SaveOnSignal(TrainerCallback):
 
     def __init__(self) -> None:
         self.received = 0  # the signal that came to this process
+        self._since = 0.0
         self.agreed = 0  # the one that all processes act on
         self._on_its_way: tuple[torch.Tensor, torch.distributed.Work] | None = None
 
     def hear(self, number: int, frame: FrameType | None) -> None:
         """The signal handler."""
-        if self.received == number:
-            signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
-            signal.raise_signal(number)
+        if self.received:
+            if number == signal.SIGINT and time.monotonic() - self._since > ONE_CTRL_C:
+                raise KeyboardInterrupt
             return
-        self.received = number
+        self.received, self._since = number, time.monotonic()
         if torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
             return
-        again = "Ctrl-C again ends at once" if number == signal.SIGINT else "again ends at once"
-        print(f"{signal.Signals(number).name}: saving after this step ({again})", file=sys.stderr, flush=True)
+        again = " (Ctrl-C again ends at once, without)" if number == signal.SIGINT else ""
+        print(f"{signal.Signals(number).name}: saving behind this step{again}", file=sys.stderr, flush=True)
 
     def on_step_end(
         self, args: DiffusionArguments, state: TrainerState, control: TrainerControl, **_: object
@@ -96,8 +101,6 @@ def saving_on_signals(trainer: DiffusionTrainer) -> Iterator[SaveOnSignal]:
 
     Only the main thread may set handlers: elsewhere nothing changes.
     """
-    import threading
-
     callback = SaveOnSignal()
     trainer.add_callback(callback)
     before = {}
