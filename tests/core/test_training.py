@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
+from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedConfig
 
@@ -20,6 +22,7 @@ from dllm_core.noise import apply_mask, get_schedule
 from dllm_core.objectives.base import maskable_positions
 from dllm_core.objectives.mdlm import NORMALIZATIONS, MDLMObjective
 from dllm_core.training import DiffusionArguments, DiffusionCollator, DiffusionTrainer, MDLMConfig, MDLMTrainer
+from dllm_core.training.checks import check_average
 
 VOCAB, LENGTH = 5, 6
 MASK = VOCAB
@@ -299,7 +302,112 @@ def test_it_learns_the_joint(tmp_path):
     assert after == pytest.approx(want, rel=0.05)
 
 
+def test_evaluation_and_what_is_saved_use_the_average(tmp_path):
+    """The raw weights train on; evaluation, save_model and the report after training see the averaged ones."""
+    options = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 4}
+    plain, averaged = (
+        DiffusionTrainer(
+            denoiser(),
+            arguments(tmp_path / str(decay), ema_decay=decay, **options),
+            objective=NoiseOfTheRow(),
+            train_dataset=ragged_examples(16),
+            eval_dataset=ragged_examples(8),
+        )
+        for decay in (None, 0.5)
+    )
+    plain.train()
+    averaged.train()
+    assert torch.equal(weights(plain), weights(averaged))  # training is not touched
+    assert averaged.average.updates == 4
+    want = plain.evaluate()["eval_nll"], averaged.evaluate()["eval_nll"]
+    assert want[0] != want[1]
+    assert logged(averaged, "eval_nll")[-1] == want[1]
+    with averaged.averaged_weights():
+        swapped = weights(averaged)
+        again = DiffusionTrainer(
+            averaged.denoiser, arguments(tmp_path), objective=NoiseOfTheRow(), eval_dataset=ragged_examples(8)
+        )
+        assert again.evaluate()["eval_nll"] == want[1]
+    averaged.save_model(str(tmp_path / "saved"))
+    saved = load_file(tmp_path / "saved" / "model.safetensors")
+    stored = load_file(tmp_path / "0.5" / "checkpoint-4" / "model.safetensors")
+    names = [name for name, _ in averaged.denoiser.model.named_parameters()]
+    assert torch.equal(torch.cat([saved[name].flatten() for name in names]), swapped)
+    assert torch.equal(torch.cat([stored[name].flatten() for name in names]), weights(averaged))
+
+
+def test_optimizer_state_is_saved_by_default(tmp_path):
+    assert DiffusionArguments(output_dir=str(tmp_path), use_cpu=True).save_only_model is False
+    trainer = DiffusionTrainer(
+        denoiser(),
+        arguments(tmp_path, save_strategy="steps", save_steps=2),
+        objective=NoiseOfTheRow(),
+        train_dataset=ragged_examples(16),
+    )
+    trainer.train()
+    state = torch.load(tmp_path / "checkpoint-2" / "optimizer.pt")["state"]
+    assert {"exp_avg", "exp_avg_sq", "step"} <= set(state[0])
+    assert all(entry["step"] == 2 for entry in state.values())
+
+
 # ----------------------------------------------------------------------------------------------- what is refused
+
+
+def refusal(tmp_path, dataset, **options) -> str:
+    """The message that training ends with; nothing was trained before."""
+    model = denoiser()
+    trainer = DiffusionTrainer(model, arguments(tmp_path, **options), objective=MDLMObjective(), train_dataset=dataset)
+    before = weights(trainer)
+    with pytest.raises((DataError, OptionError)) as caught:
+        trainer.train()
+    assert trainer.state.global_step == 0
+    assert torch.equal(before, weights(trainer))
+    return str(caught.value)
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __init__(self, examples):
+        self.examples = examples
+
+    def __iter__(self):
+        return iter(self.examples)
+
+
+ONE, IGNORED = {"input_ids": [1, 2]}, {"input_ids": [1, 2], "labels": [-100, -100]}
+LONG = {"input_ids": [1] * (LENGTH + 1)}
+
+
+@pytest.mark.parametrize(
+    "make", [list, Stream, Dataset.from_list, lambda rows: Dataset.from_list(rows).shuffle(seed=0)]
+)
+def test_data_are_looked_at_before_the_first_step(tmp_path, make):
+    seen = 256 if make is Stream else 300
+    assert f"none of {seen} examples has a token to learn" in refusal(tmp_path, make([IGNORED] * 300))
+    assert f"{LENGTH + 1} tokens long, the model reads at most {LENGTH}" in refusal(tmp_path, make([ONE] * 9 + [LONG]))
+
+
+@pytest.mark.parametrize("make", [list, Stream])
+def test_no_data_at_all(tmp_path, make):
+    assert "hold no example" in refusal(tmp_path, make([]))
+
+
+def test_what_a_filter_left_out_is_not_looked_at(tmp_path):
+    kept = Dataset.from_list([ONE] * 20 + [LONG]).filter(lambda row: len(row["input_ids"]) <= LENGTH)
+    DiffusionTrainer(denoiser(), arguments(tmp_path), objective=MDLMObjective(), train_dataset=kept).train()
+
+
+def test_a_few_examples_that_teach_nothing_are_no_error(tmp_path):
+    DiffusionTrainer(
+        denoiser(), arguments(tmp_path), objective=MDLMObjective(), train_dataset=[IGNORED] * 8 + [ONE] * 8
+    ).train()
+
+
+def test_an_average_needs_whole_weights(tmp_path):
+    steps = {"save_strategy": "steps", "eval_strategy": "steps"}
+    with pytest.raises(OptionError, match="load_best_model_at_end do not go together"):
+        check_average(arguments(tmp_path, ema_decay=0.9, load_best_model_at_end=True, **steps))
+    with pytest.raises(OptionError, match=r"ema_decay must lie between 0 and 1, for example 0\.9999; got 1\.0"):
+        arguments(tmp_path, ema_decay=1.0)
 
 
 def test_bad_input_is_refused(tmp_path):
@@ -311,10 +419,10 @@ def test_bad_input_is_refused(tmp_path):
         arguments(tmp_path, torch_compile=True)
     with pytest.raises(OptionError, match="normalization must be one of"):
         MDLMConfig(output_dir=str(tmp_path), use_cpu=True, normalization="tokens")
-    long = [{"input_ids": [1] * (LENGTH + 1)}] * 4
-    trainer = DiffusionTrainer(denoiser(), arguments(tmp_path), objective=MDLMObjective(), train_dataset=long)
-    with pytest.raises(DataError, match="7 tokens long, the model reads at most 6"):
-        trainer.train()
+    with pytest.raises(OptionError, match="no whole checkpoint in"):
+        DiffusionTrainer(denoiser(), arguments(tmp_path), objective=MDLMObjective(), train_dataset=[]).train(
+            resume_from_checkpoint=True
+        )
 
 
 def test_config_makes_its_objective(tmp_path):
