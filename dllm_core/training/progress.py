@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -12,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 from transformers import TrainerCallback
+from transformers.utils import logging
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState
@@ -78,6 +80,8 @@ def show_configuration(recipe: Recipe, trainer: DiffusionTrainer) -> None:
     console.print()
 
 
+# What Hugging Face logs beside the losses; reporters (report_to) get it all.
+UNTOLD = ("epoch", "_per_second", "_flos", "eval_runtime", "eval_model_preparation_time")
 ORDER = ("recipe", "model", "tokenizer", "data", "lora", "objective", "training")
 
 
@@ -168,6 +172,18 @@ class ProgressBar(TrainerCallback):
             self._progress = None
 
 
+@contextmanager
+def only_one_display() -> Iterator[None]:
+    """Inside, Hugging Face draws no bar for every file of weights that it writes."""
+    was_on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_on:
+            logging.enable_progress_bar()
+
+
 def progress_display() -> ProgressLines | ProgressBar:
     """What fits stderr."""
     console = Console(stderr=True, highlight=False)
@@ -175,8 +191,8 @@ def progress_display() -> ProgressLines | ProgressBar:
 
 
 def line_of(state: TrainerState, logs: Mapping[str, object]) -> str:
-    shown = "  ".join(f"{name} {_number(value)}" for name, value in logs.items() if not name.endswith("epoch"))
-    return f"step {state.global_step}/{state.max_steps}  {shown}"
+    told = {name: value for name, value in logs.items() if not name.endswith(UNTOLD)}
+    return f"step {state.global_step}/{state.max_steps}  " + "  ".join(f"{n} {_number(v)}" for n, v in told.items())
 
 
 def _number(value: object) -> str:

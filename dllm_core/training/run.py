@@ -24,7 +24,7 @@ from dllm_core.training.arguments import DiffusionArguments
 from dllm_core.training.collator import DiffusionCollator
 from dllm_core.training.examples import evaluation_examples, training_examples
 from dllm_core.training.interruption import TrainingInterrupted, saving_on_signals
-from dllm_core.training.progress import progress_display, show_configuration
+from dllm_core.training.progress import only_one_display, progress_display, show_configuration
 from dllm_core.training.recipes import ModelSection, Recipe, TokenizerSection, load_recipe
 from dllm_core.training.resume import CHECKPOINTS, RECIPE_FILE, changes, starting_point
 from dllm_core.training.trainer import DiffusionTrainer
@@ -61,8 +61,9 @@ def train(recipe: Recipe, output: str | Path, *, resume: bool = False) -> Path:
         _say_how_it_starts(recipe, output, newest)
         output.mkdir(parents=True, exist_ok=True)
         checkpoints.write_text(output / RECIPE_FILE, recipe.as_yaml())
-    _train(trainer, output, newest)
-    checkpoints.publish(trainer, output)
+    with only_one_display():
+        _train(trainer, output, newest)
+        checkpoints.publish(trainer, output)
     return output
 
 
@@ -116,6 +117,12 @@ def build_trainer(recipe: Recipe, output: Path) -> DiffusionTrainer:
     if recipe.lora is not None:
         denoiser = add_lora(denoiser, recipe.lora, base=recipe.model.checkpoint, seed=args.seed)
     step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    evaluated = evaluation_examples(recipe.data, tokenizer=denoiser.tokenizer)
+    if evaluated is None and args.eval_strategy != "no":
+        raise OptionError(
+            f"training.eval_strategy={args.eval_strategy.value!r} needs examples to evaluate on; set data.eval_count, "
+            "or training.eval_strategy=no"
+        )
     trainer = DiffusionTrainer(
         denoiser,
         args,
@@ -126,7 +133,7 @@ def build_trainer(recipe: Recipe, output: Path) -> DiffusionTrainer:
             batch_size=args.train_batch_size,
             needed=args.max_steps * step if args.max_steps > 0 else None,
         ),
-        eval_dataset=evaluation_examples(recipe.data, tokenizer=denoiser.tokenizer),
+        eval_dataset=evaluated,
         data_collator=DiffusionCollator(
             pad_token_id=denoiser.pad_token_id,
             learn_padding=recipe.data.learn_padding,
