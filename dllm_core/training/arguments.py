@@ -22,6 +22,7 @@ class DiffusionArguments(TrainingArguments):
             first steps; needs a C++ compiler on the CPU.
         ema_decay: keep an exponential moving average of the weights, with this decay, for instance 0.9999. Evaluation
             uses it, and it is what is published; checkpoints hold both. See `dllm_core.training.ema.WeightAverage`.
+        accelerator_config: each process reads its own batches of a stream, unless ``dispatch_batches`` says otherwise.
         save_only_model: off, as in Hugging Face: the optimizer's state is saved, without which nothing can be resumed.
 
     Raises:
@@ -36,6 +37,9 @@ class DiffusionArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.accelerator_config.dispatch_batches is None:
+            # Accelerate's default for streams joins the batches of all processes, which differ in width here.
+            self.accelerator_config.dispatch_batches = False
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise OptionError(f"ema_decay must lie between 0 and 1, for example 0.9999; got {self.ema_decay}")
         if self.torch_compile:
