@@ -15,6 +15,12 @@ def dllm_objectives() -> Iterator[ObjectiveSpec]:
         target="dllm_core.objectives.mdlm:MDLMObjective",
         source="MDLM (arXiv:2406.07524) equation 10; LLaDA (arXiv:2502.09992) equation 3",
     )
+    yield ObjectiveSpec(
+        name="bd3lm",
+        summary="Block diffusion: every block denoised given the clean blocks before it, in one pass",
+        target="dllm_core.objectives.bd3lm:BD3LMObjective",
+        source="BD3-LM (arXiv:2503.09573) equation 8",
+    )
 
 
 @hookimpl

@@ -162,6 +162,7 @@ class LossChecks(ObjectiveSuite):
         self._expect_same(self.score(objective, denoiser, *other), want, "rows in another order")
 
     @requires("masks_tokens")
+    @requires("hides_context")
     def test_ignored_tokens_teach_nothing(self) -> None:
         """Where a corruption hides context too, what stood there changes neither the loss nor the gradient.
 

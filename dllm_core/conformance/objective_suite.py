@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import ClassVar
 
 import torch
@@ -33,6 +34,7 @@ class Learner(nn.Module):
         self.places = nn.Embedding(LENGTH, HIDDEN)
         self.mix = nn.Linear(2 * HIDDEN, HIDDEN)
         self.head = nn.Linear(HIDDEN, VOCAB + 1)
+        self.config = SimpleNamespace(_attn_implementation="sdpa")
         generator = torch.Generator().manual_seed(seed)
         for parameter in self.parameters():
             parameter.data = torch.randn(parameter.shape, generator=generator).to(dtype)
@@ -46,13 +48,13 @@ class Learner(nn.Module):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None
     ) -> ToyOutput:
-        """(B, L) int64, (B, L) bool and (B, L) int64 in, scores (B, L, V + 1) or the rows selected out."""
+        """Ids (B, L), mask (B, L) or pattern (B, 1, L, L), positions (B, L) in; scores (B, L, V + 1) or rows out."""
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
         own = self.embedding(input_ids) + self.places(position_ids)  # (B, L, H)
         real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        real = real.to(own)[..., None]
-        mean = (own * real).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1)
+        seen = (real[:, None] if real.dim() == 2 else real[:, 0]).to(own)  # (B or 1, 1 or L, L)
+        mean = (seen / seen.sum(-1, keepdim=True).clamp(min=1)) @ own
         hidden = torch.tanh(self.mix(torch.cat([own, mean.expand_as(own)], -1)))
         return ToyOutput(self.head(hidden))
 
@@ -71,7 +73,10 @@ class ObjectiveSuite(Suite):
         loss_is_bound: the loss is ``nll_sum`` divided by the normalizer.
         one_forward: a loss is one forward pass of the model.
         scores_hidden_only: only hidden positions meet the vocabulary head.
-        supports_right_shift: works with families whose logits are shifted.
+        supports_right_shift: a family whose logits are shifted gets the same loss. False where the position before a
+            token may know less than the token's own, as at the start of a block.
+        hides_context: where a corruption hides context, the model does not see it. False for objectives that show the
+            clean text beside the noised one.
         tolerance: by how much equal losses and gradients may differ, relative and absolute.
     """
 
@@ -85,6 +90,7 @@ class ObjectiveSuite(Suite):
     one_forward: ClassVar[bool] = True
     scores_hidden_only: ClassVar[bool] = True
     supports_right_shift: ClassVar[bool] = True
+    hides_context: ClassVar[bool] = True
     tolerance: ClassVar[float] = 1e-6
 
     def make(self, **options: object) -> Objective:

@@ -50,4 +50,35 @@ class MDLMLoss(ObjectiveTests):
     loss_is_bound = True
 
 
-SUITES: list[type[Suite]] = [MDLMLoss, MDLMSampling, BD3LMSampling, QuotaRule, NoCachePolicy, FinishedBlocksPolicy]
+class BD3LMLoss(ObjectiveTests):
+    component = "core/bd3lm"
+    options: ClassVar[dict] = {"block_size": 2}
+    bad_options: ClassVar[dict] = {
+        "block_size": [0, -1],
+        "time_per": ["token"],
+        "noise_range": [(0.5, 0.5), (-0.1, 1.0), (0.2, 1.5), (0.0, 0.0005)],
+    }
+    loss_is_bound = True
+    hides_context = False  # the clean text stands beside the noised one
+    supports_right_shift = False
+    hides_independently = False  # a time for each block
+
+
+class BD3LMLossByTheSequence(ObjectiveTests):
+    component = "core/bd3lm"
+    options: ClassVar[dict] = {"block_size": 3, "time_per": "sequence"}
+    loss_is_bound = True
+    hides_context = False
+    supports_right_shift = False
+
+
+SUITES: list[type[Suite]] = [
+    MDLMLoss,
+    BD3LMLoss,
+    BD3LMLossByTheSequence,
+    MDLMSampling,
+    BD3LMSampling,
+    QuotaRule,
+    NoCachePolicy,
+    FinishedBlocksPolicy,
+]

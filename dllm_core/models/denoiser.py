@@ -17,6 +17,7 @@ from dllm_core.errors import ModelLoadError, OptionError
 from dllm_core.models.attention import as_model_mask
 
 if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
     from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
     from dllm_core.models.adapter import ModelAdapter
@@ -33,7 +34,7 @@ class Denoiser:
         adapter: the family's conventions.
         tokenizer: may be None; prompts are then token ids.
         special_ids: token ids by name (``mask``, ``eos``, ``pad``, ``bos``, ``eot``); they win over the tokenizer's.
-        logits_are_shifted: overrides the family's declared shift for this checkpoint.
+        logits_are_shifted: overrides the shift that the checkpoint's configuration or its family declares.
 
     Attributes:
         lora: where the model's LoRA adapter belongs, None where it has none of ours; it is written beside the adapter.
@@ -57,7 +58,8 @@ class Denoiser:
         self.model = model
         self.adapter = adapter
         self.tokenizer = tokenizer
-        self.logits_are_shifted = adapter.logits_are_shifted if logits_are_shifted is None else logits_are_shifted
+        declared = adapter.shifts_logits(self.bare_model.config)
+        self.logits_are_shifted = declared if logits_are_shifted is None else logits_are_shifted
         ids = known_ids(tokenizer, special_ids or {}, adapter)
         self.vocab_size: int = self.bare_model.get_input_embeddings().weight.shape[0]
         _check_range(ids, self.vocab_size)
@@ -82,6 +84,11 @@ class Denoiser:
         return self.bare_model.get_input_embeddings().weight.dtype
 
     @property
+    def attention_implementation(self) -> str | None:
+        """The name of the attention that the model runs: ``"sdpa"``, ``"eager"``, ``"flex_attention"`` ..."""
+        return self.bare_model.config._attn_implementation
+
+    @property
     def context_length(self) -> int | None:
         """The longest sequence in tokens, None where unbounded."""
         return self.adapter.context_length(self.bare_model.config)
@@ -99,7 +106,7 @@ class Denoiser:
         *,
         at: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        attention: torch.Tensor | None = None,
+        attention: torch.Tensor | BlockMask | None = None,
         cache: Cache | None = None,
         lead: torch.Tensor | None = None,
     ) -> torch.Tensor:
@@ -113,7 +120,9 @@ class Denoiser:
             at: int64 (B, K) positions -> (B, K, V); bool (B, L) -> (N, V), rows in row-major order;
                 None -> (B, L, V).
             position_ids: (B, L) int64; None: 0, 1, ... over the real tokens of each row.
-            attention: (B or 1, 1, L, K) bool pattern, True = may attend; takes the place of ``attention_mask``.
+            attention: (B or 1, 1, L, K) bool pattern, True = may attend, or under flex attention a BlockMask
+                (`dllm_core.models.attention.attention_from` builds what suits); takes the place of
+                ``attention_mask``.
             cache: keys and values of earlier positions, for families that declare ``supports_kv_cache``.
             lead: (B, V) scores of the token in column 0, from the call that computed the position before it. A family
                 with right-shifted logits needs them where that position is in the cache only; others ignore them.
@@ -125,7 +134,7 @@ class Denoiser:
         self._check_lead(cache, lead)
         if position_ids is None and attention_mask is not None and cache is None:
             position_ids = _positions_of(attention_mask)
-        select = self._selection(at, attention_mask, input_ids)
+        select = self._selection(at, position_ids, input_ids)
         with _rows_projected(self._head(), select):
             out = self.model(
                 input_ids=input_ids,
@@ -162,13 +171,15 @@ class Denoiser:
             )
         return head
 
-    def _model_mask(self, attention_mask: torch.Tensor | None, attention: torch.Tensor | None) -> torch.Tensor | None:
+    def _model_mask(
+        self, attention_mask: torch.Tensor | None, attention: torch.Tensor | BlockMask | None
+    ) -> torch.Tensor | BlockMask | None:
         if attention is None:
             return attention_mask
-        return as_model_mask(attention, self.bare_model.config._attn_implementation, self.dtype)
+        return as_model_mask(attention, self.attention_implementation, self.dtype)
 
     def _selection(
-        self, at: torch.Tensor | None, attention_mask: torch.Tensor | None, input_ids: torch.Tensor
+        self, at: torch.Tensor | None, position_ids: torch.Tensor | None, input_ids: torch.Tensor
     ) -> Callable[[torch.Tensor], torch.Tensor] | None:
         """What picks the rows of the hidden states (B, L, H) that the head projects; None: all of them."""
         if at is None and not self.logits_are_shifted:
@@ -176,10 +187,10 @@ class Denoiser:
         if at is not None and at.dtype == torch.bool:
             row, position = at.nonzero(as_tuple=True)  # (N,), (N,)
             if self.logits_are_shifted:
-                position = _position_before(input_ids, attention_mask)[row, position]
+                position = _position_before(input_ids, position_ids)[row, position]
             return lambda hidden: hidden[row, position][None]  # (1, N, H)
         if self.logits_are_shifted:
-            before = _position_before(input_ids, attention_mask)
+            before = _position_before(input_ids, position_ids)
             at = before if at is None else before.gather(1, at)
         index = at[..., None]
         return lambda hidden: hidden.gather(1, index.expand(-1, -1, hidden.shape[-1]))  # (B, K, H)
@@ -206,13 +217,11 @@ def _positions_of(attention_mask: torch.Tensor) -> torch.Tensor:
     return (attention_mask.long().cumsum(1) - 1).clamp(min=0)
 
 
-def _position_before(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-    """For each position the one whose shifted logits score it: one to the left; a row's first keeps its own. (B, L)"""
-    positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
-    if attention_mask is None:
-        return (positions - 1).clamp(min=0)
-    first = attention_mask.long().argmax(1, keepdim=True)  # (B, 1)
-    return torch.where(positions > first, positions - 1, positions)
+def _position_before(input_ids: torch.Tensor, position_ids: torch.Tensor | None) -> torch.Tensor:
+    """The column whose shifted logits score each position: one to the left; what begins a text keeps its own. (B, L)"""
+    columns = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+    follows = columns if position_ids is None else position_ids
+    return torch.where(follows > 0, columns - 1, columns).clamp(min=0)
 
 
 def _with_lead(

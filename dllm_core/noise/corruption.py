@@ -20,7 +20,8 @@ class Corruption:
     Args:
         input_ids: (B, L) int64, the mask token where ``masked``.
         masked: (B, L) bool, True = hidden, to be predicted.
-        time: (B,) float, the diffusion time of each sequence.
+        time: (B,) float, the diffusion time of each sequence; or (B, L), of each token, where blocks or packed
+            documents have times of their own.
     """
 
     input_ids: Tensor
@@ -38,9 +39,37 @@ def sample_time(count: int, *, epsilon: float, generator: torch.Generator) -> Te
     return epsilon + (1 - epsilon) * draws
 
 
+def sample_segment_times(
+    segments: Tensor, *, low: float, high: float, low_discrepancy: bool, generator: torch.Generator
+) -> Tensor:
+    """One time in [low, high] a segment, at every token of it; (B, L) float32 on the generator's device.
+
+    With ``low_discrepancy`` the times of a batch are spread evenly: one in each of as many equal strata as there are
+    segments, in random order, so that each segment's own time stays uniform (a fixed order would tie the time to the
+    place in the sequence).
+
+    Args:
+        segments: (B, L) int64, number of the segment that each token belongs to, from 0 in every row.
+
+    Source: BD3-LM, arXiv:2503.09573, section 5 (low-discrepancy sampling; clipped noise ranges); Kingma et al.,
+    arXiv:2107.00630, appendix I.1.
+    """
+    rows, count = len(segments), int(segments.max()) + 1
+    draws = torch.rand(rows, count, generator=generator, device=generator.device)
+    if low_discrepancy:
+        strata = torch.randperm(rows * count, generator=generator, device=generator.device).view(rows, count)
+        draws = (strata + draws) / (rows * count)
+    return (low + (high - low) * draws).gather(1, segments.to(generator.device))
+
+
+def per_token(value: Tensor) -> Tensor:
+    """(B,) as (B, 1), which broadcasts over the tokens of a row; (B, L) as it is."""
+    return value[:, None] if value.dim() == 1 else value
+
+
 def masked_where(draws: Tensor, time: Tensor, schedule: Schedule) -> Tensor:
-    """Where uniform draws (B, L) fall below the mask probability 1 - alpha(time) of their row; (B, L) bool."""
-    return draws < (1 - schedule.alpha(time))[:, None]
+    """Where uniform draws (B, L) fall below the mask probability 1 - alpha(time); time (B,) or (B, L). (B, L) bool"""
+    return draws < per_token(1 - schedule.alpha(time))
 
 
 def apply_mask(input_ids: Tensor, masked: Tensor, mask_token_id: int, time: Tensor) -> Corruption:
@@ -62,7 +91,7 @@ def mask_tokens(
         input_ids: (B, L) int64.
         maskable: (B, L) bool; elsewhere nothing is ever hidden.
         mask_token_id: the token to hide behind.
-        time: (B,) float in [0, 1].
+        time: (B,) or (B, L) float in [0, 1].
         schedule: gives the mask probability.
         generator: the only source of randomness; (B, L) uniform draws are taken on its device.
 

@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from dllm_core.models.denoiser import Denoiser
 
 IGNORED_LABEL = -100  # the label of a token that is never masked and never predicted, as everywhere in Hugging Face
+NO_DOCUMENT = -1  # what ``document_ids`` holds at padding
 
 Batch = Mapping[str, Tensor]
 """``input_ids`` (B, L) int64; optional ``labels`` (B, L) int64, -100 = context only; optional ``attention_mask``
-(B, L), nonzero = real token. Without labels every real token is one to learn."""
+(B, L), nonzero = real token; optional ``document_ids`` (B, L) int64, the packed document of each token, -1 = padding.
+Without labels every real token is one to learn."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -63,6 +65,10 @@ class Objective(ABC):
                 that of one large batch.
         """
 
+    def for_evaluation(self) -> Objective:
+        """The objective that measures the bound; itself, unless training draws its noise in another way."""
+        return self
+
     @abstractmethod
     def normalizer(self, batch: Batch) -> Tensor:
         """What this batch adds to the denominator of the loss; scalar int64."""
@@ -75,7 +81,7 @@ def maskable_positions(batch: Batch) -> Tensor:
         DataError: labels or attention mask are not shaped like the input ids.
     """
     ids = batch["input_ids"]
-    for name in ("labels", "attention_mask"):
+    for name in ("labels", "attention_mask", "document_ids"):
         if batch.get(name) is not None and batch[name].shape != ids.shape:
             raise DataError(
                 f"{name} is shaped {tuple(batch[name].shape)}, input_ids {tuple(ids.shape)}; give one value per token"
@@ -87,7 +93,17 @@ def maskable_positions(batch: Batch) -> Tensor:
     return torch.ones_like(ids, dtype=torch.bool) if real is None else real
 
 
+def document_positions(document_ids: Tensor) -> Tensor:
+    """0, 1, ... over each packed document. (B, L) int64 -> (B, L) int64."""
+    place = torch.arange(document_ids.shape[1], device=document_ids.device).expand_as(document_ids)
+    begins = torch.ones_like(document_ids, dtype=torch.bool)
+    begins[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
+    return place - (place * begins).cummax(1).values
+
+
 def attended_positions(batch: Batch) -> Tensor | None:
-    """The attention mask as bool (B, L), None where the batch has none: every token is real."""
-    mask = batch.get("attention_mask")
+    """Which tokens are real, bool (B, L); None where the batch says nothing of it: every token is."""
+    mask, documents = batch.get("attention_mask"), batch.get("document_ids")
+    if documents is not None:
+        return documents >= 0 if mask is None else (documents >= 0) & mask.bool()
     return None if mask is None else mask.bool()

@@ -12,11 +12,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
     from dllm_core.models.denoiser import Denoiser
 
 
 def masked_nll(
-    denoiser: Denoiser, input_ids: Tensor, attention_mask: Tensor | None, masked: Tensor, targets: Tensor
+    denoiser: Denoiser,
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    masked: Tensor,
+    targets: Tensor,
+    *,
+    position_ids: Tensor | None = None,
+    attention: Tensor | BlockMask | None = None,
 ) -> Tensor:
     """-log p(token) in nats of every hidden token; (N,) float32, or float64 where the model is.
 
@@ -25,8 +34,10 @@ def masked_nll(
         attention_mask: (B, L) bool or None.
         masked: (B, L) bool, the N positions to score.
         targets: (B, L) int64, the clean tokens.
+        position_ids, attention: as of `Denoiser.logits`.
     """
-    logits = denoiser.logits(input_ids, attention_mask, at=masked)  # (N, V)
+    # (N, V)
+    logits = denoiser.logits(input_ids, attention_mask, at=masked, position_ids=position_ids, attention=attention)
     # bfloat16 holds 8 bits: a softmax over thousands of terms in it loses the small losses altogether.
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return F.cross_entropy(logits, targets[masked], reduction="none")

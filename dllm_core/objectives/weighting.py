@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dllm_core.config import one_of
 from dllm_core.errors import OptionError
-from dllm_core.noise.corruption import Corruption
+from dllm_core.noise.corruption import Corruption, per_token
 from dllm_core.noise.schedules import Schedule
 
 Weighting = Callable[[Schedule, Corruption], Tensor]
@@ -20,16 +20,16 @@ Weighting = Callable[[Schedule, Corruption], Tensor]
 
 
 def schedule_weights(schedule: Schedule, corruption: Corruption) -> Tensor:
-    """-alpha'(t) / (1 - alpha(t)): with these the expected loss is the bound on -log p. (B, 1)
+    """-alpha'(t) / (1 - alpha(t)): with these the expected loss is the bound on -log p. (B, 1) or (B, L)
 
     Source: Sahoo et al., arXiv:2406.07524, equation 10.
     """
-    return schedule.weight(corruption.time)[:, None]
+    return per_token(schedule.weight(corruption.time))
 
 
 def uniform_weights(schedule: Schedule, corruption: Corruption) -> Tensor:
-    """1 for every hidden token: no bound, but less variance. (B, 1)"""
-    return torch.ones_like(corruption.time)[:, None]
+    """1 for every hidden token: no bound, but less variance. (B, 1) or (B, L)"""
+    return per_token(torch.ones_like(corruption.time))
 
 
 _WEIGHTINGS: dict[str, Weighting] = {"schedule": schedule_weights, "uniform": uniform_weights}

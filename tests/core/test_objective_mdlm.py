@@ -335,8 +335,8 @@ class LearnsTheNeighbour(MDLMObjective):
 
 
 class SequenceByPaddedLength(MDLMObjective):
-    def _row_scale(self, maskable):
-        scale = super()._row_scale(maskable)
+    def _scale(self, batch, maskable):
+        scale = super()._scale(batch, maskable)
         return torch.full_like(scale, 1 / maskable.shape[1]) if self.normalization == "sequence" else scale
 
 

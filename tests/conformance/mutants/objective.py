@@ -284,8 +284,8 @@ class EveryBatchCountsOne(MDLMObjective):
 
 
 class WeighsByTheLongestRow(MDLMObjective):
-    def _row_scale(self, maskable) -> Tensor:
-        return super()._row_scale(maskable) / maskable.sum(1).max()
+    def _scale(self, batch, maskable) -> Tensor:
+        return super()._scale(batch, maskable) / maskable.sum(1).max()
 
 
 class MeanBound(Returns):
