@@ -185,13 +185,19 @@ class RowChecks(AdapterSuite):
 
     @requires("supports_gradient_checkpointing")
     def test_gradient_checkpointing_changes_nothing(self) -> None:
-        """With gradient checkpointing the loss and all gradients stay the same.
+        """With gradient checkpointing the loss and all gradients stay the same, and less is kept for the backward.
 
         Why: whatever a layer keeps besides its output, a cache or a counter, is written twice when it is recomputed.
+        And a model may declare checkpointing without a layer that does it.
 
         Mend: derive layers from ``GradientCheckpointingLayer``; switch the cache off in training.
         """
-        plain, again = (self._gradients(checkpointing=checkpointing) for checkpointing in (False, True))
+        (plain, kept), (again, kept_again) = (self._gradients(checkpointing=on) for on in (False, True))
+        expect(
+            kept_again < kept,
+            f"{kept} bytes are kept for the backward pass, and {kept_again} with gradient checkpointing, not fewer; "
+            "derive layers from GradientCheckpointingLayer",
+        )
         for name, value in plain.items():
             if value is None:
                 continue
@@ -199,18 +205,26 @@ class RowChecks(AdapterSuite):
             expect(again[name] is not None, f"{what}: no gradient with it; use GradientCheckpointingLayer")
             expect_close(again[name], value, what, tolerance=self.tolerance)
 
-    def _gradients(self, *, checkpointing: bool) -> dict[str, Tensor | None]:
+    def _gradients(self, *, checkpointing: bool) -> tuple[dict[str, Tensor | None], int]:
+        """Loss and gradients, and how many bytes the forward pass keeps for the backward pass."""
         model = self.model().train()
         if checkpointing:
             model.activation_checkpointing_enable()
         denoiser = self.denoiser(model)
         ids, mask = ragged(denoiser, "right")
+        sizes = []
+
+        def keep(tensor: Tensor) -> Tensor:
+            sizes.append(tensor.nbytes)
+            return tensor
+
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # for dropout
-            loss = _loss(denoiser, ids, mask)
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept):
+                loss = _loss(denoiser, ids, mask)
             loss.backward()
         gradients = {f"the gradient of {name}": weight.grad for name, weight in model.named_parameters()}
-        return {"the loss": loss.detach()} | gradients
+        return {"the loss": loss.detach()} | gradients, sum(sizes)
 
     def test_lora_targets_are_linear_layers(self) -> None:
         """Every name in ``lora_targets`` is that of linear layers of the model.

@@ -194,6 +194,11 @@ class ScalesWhenCheckpointing(Model):
         return logits * 0.9 if self.model.gradient_checkpointing else logits
 
 
+class KeepsEverything(LLaDAModelLM):
+    def activation_checkpointing_enable(self, **options: object) -> None:
+        """Says that it did."""
+
+
 class OtherFamilysLayers(LLaDAAdapter):
     lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj")
 
@@ -396,6 +401,11 @@ MUTANTS = [
         "test_gradient_checkpointing_changes_nothing",
         served(ScalesWhenCheckpointing),
         "gives other logits with gradient checkpointing",
+    ),
+    broken(
+        "test_gradient_checkpointing_changes_nothing",
+        served(KeepsEverything),
+        "declares gradient checkpointing and does none",
     ),
     broken("test_lora_targets_are_linear_layers", OtherFamilysLayers, "lists the layers of another family"),
     broken("test_attention_runs_in_the_declared_direction", served(StaysCausal), "keeps the causal mask"),
