@@ -226,11 +226,11 @@ def view_of_run(
     """
     denoiser, canvas = sampler.denoiser, state.canvas
     tokenizer = denoiser.tokenizer
-    spans = zip(captions, canvas.prompt_lengths, canvas.lengths, strict=True)
+    spans = zip(captions, canvas.prompt_lengths, canvas.shown, strict=True)
     return LiveView(
         console,
         [Row(caption, start, stop) for caption, start, stop in spans],
-        state.input_ids,
+        canvas.cut(state.input_ids, denoiser.pad_token_id),
         TokenText(lambda ids: tokenizer.decode(ids, clean_up_tokenization_spaces=False)),
         mask_id=denoiser.mask_token_id,
         special_ids={*denoiser.end_token_ids, *tokenizer.all_special_ids} - {denoiser.mask_token_id},

@@ -26,7 +26,7 @@ from dllm_core.samplers.options import MaskedOptions
 from dllm_core.samplers.output import SampleOutput, Step, cut_at_end
 from dllm_core.samplers.prompts import Prompts, check_lengths, encode, encode_canvases
 from dllm_core.samplers.proposals import Draws, guided, propose, without_borrowed_lead
-from dllm_core.samplers.state import Block, SamplerState, open_positions, spread
+from dllm_core.samplers.state import Block, Open, SamplerState, open_positions, spread
 from dllm_core.samplers.view import FULL, View
 
 if TYPE_CHECKING:
@@ -119,21 +119,40 @@ class Sampler:
         block = state.block
         if block is None:
             raise PromptError("this run is finished; start another one")
-        ids = planning.current_ids(state)  # (R, W)
-        slots, masked = open_positions(ids, block, block.open_counts[block.step], self.denoiser.mask_token_id)
-        logits = self._logits(state, ids, slots)  # (R, M, V)
+        before = planning.current_ids(state)  # (R, W)
+        slots, masked, shown = self.propose_at(state, before)
+        logits = self._logits(state, before, slots)  # (R, M, V)
         proposal = propose(logits, self.denoiser.mask_token_id, self.options, self._draws(state, slots))
         if self.denoiser.logits_are_shifted:
             proposal = without_borrowed_lead(proposal, slots, masked)
         commit = self.rule.select(proposal, masked, block.step_quota)  # (R, M)
-        committed = spread(commit.long(), slots, commit, ids.shape[1]).bool()  # (R, W)
-        ids = self.revise(state, torch.where(committed, spread(proposal.tokens, slots, commit, ids.shape[1]), ids))
+        committed = spread(commit.long(), slots, commit, before.shape[1]).bool()  # (R, W)
+        block.proposal = proposal
+        ids = torch.where(committed, spread(proposal.tokens, slots, commit, before.shape[1]), before)
+        ids = self.revise(state, ids)
+        written = (ids != before) & (ids != self.denoiser.mask_token_id)
         planning.write_rows(state.input_ids, block.rows, ids)
-        confidence = planning.confidence_map(proposal.confidence, slots, masked, ids.shape[1])
+        confidence = planning.confidence_map(proposal.confidence, slots, shown, ids.shape[1])
         block.step += 1
-        if block.step == len(block.open_counts) or not (self.rule.follows_quota or self._has_masks(ids, block)):
+        if self.is_complete(state, ids):
             self._close(state, ids)
-        return self._report(state, block, committed, confidence)
+        return self._report(state, block, written, confidence)
+
+    def propose_at(self, state: SamplerState, ids: torch.Tensor) -> Open:
+        """Where this step proposes tokens: at the masks of the block, unless a sampler overrides this.
+
+        Args:
+            state: the run.
+            ids: (R, W) int64, the canvas, rows as in ``state.block.rows``.
+        """
+        block = state.block
+        slots, masked = open_positions(ids, block, block.open_counts[block.step], self.denoiser.mask_token_id)
+        return Open(slots, masked, masked)
+
+    def is_complete(self, state: SamplerState, ids: torch.Tensor) -> bool:
+        """Whether the block is finished in every row, after a step that left the canvas ``ids`` (R, W)."""
+        block = state.block
+        return block.step == len(block.open_counts) or not (self.rule.follows_quota or self._has_masks(ids, block))
 
     def open_block(self, state: SamplerState) -> Block | None:
         """The next block that has a mask in any unfinished row, None where none is left.
@@ -146,7 +165,8 @@ class Sampler:
     def revise(self, state: SamplerState, ids: torch.Tensor) -> torch.Tensor:
         """What a step leaves of the canvas after its commits; as it is, unless a sampler overrides this.
 
-        A sampler that masks tokens again puts the mask token there, only inside ``state.block``, where it must have
+        ``state.block.proposal`` holds what was proposed, at the positions of `propose_at`. A sampler that masks tokens
+        again puts the mask token there, only inside ``state.block``, where it must have
         planned for them (`open_block`).
 
         Args:
@@ -174,7 +194,7 @@ class Sampler:
         """The result of a run whose last step was taken."""
         if not state.finished:
             raise PromptError("this run is not finished; call step until state.finished")
-        lengths = state.canvas.lengths
+        lengths = state.canvas.shown
         prompt_lengths = state.canvas.prompt_lengths
         rows = [r[start:stop] for r, start, stop in zip(state.input_ids.tolist(), prompt_lengths, lengths, strict=True)]
         if state.canvas.completes:
@@ -183,7 +203,7 @@ class Sampler:
         state.stats.seconds = time.perf_counter() - state.started
         tokenizer = self.denoiser.tokenizer
         return SampleOutput(
-            sequences=state.input_ids,
+            sequences=state.canvas.cut(state.input_ids, self.denoiser.pad_token_id),
             lengths=torch.tensor(lengths),
             prompt_lengths=torch.tensor(prompt_lengths),
             texts=None if tokenizer is None else [tokenizer.decode(row, skip_special_tokens=True) for row in rows],
@@ -255,7 +275,10 @@ class Sampler:
         planning.write_rows(full, block.rows, committed)
         planning.write_rows(surety, block.rows, confidence)
         state.index += 1
-        return Step(state.index - 1, block.number, state.input_ids.clone(), full, surety, state.done.clone())
+        canvas = state.canvas
+        ids = canvas.cut(state.input_ids, self.denoiser.pad_token_id).clone()
+        written, surety = canvas.cut(full, False), canvas.cut(surety, torch.nan)
+        return Step(state.index - 1, block.number, ids, written, surety, state.done.clone())
 
 
 def _masks(canvas: Canvas) -> int:

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from dllm_core.config import one_of
 from dllm_core.samplers.base import Sampler
-from dllm_core.samplers.canvas import Canvas, completion_canvas
+from dllm_core.samplers.canvas import Canvas, completion_canvas, with_whole_blocks
 from dllm_core.samplers.options import MaskedOptions
 from dllm_core.samplers.view import BLOCK_CAUSAL
 
@@ -23,6 +23,7 @@ class BlockOptions(MaskedOptions):
         block_grid: ``absolute``: blocks begin at multiples of ``block_size`` from position 0, as in training, so the
             first one that is written may hold the prompt's tail. ``completion``: the completion begins on a boundary,
             and the prompt's first block is the short one (the existing framework's left padding).
+        whole_blocks: the last block of a row is computed whole, as in training, and cut to length in the end.
         cache: ``block`` keeps the keys and values of finished blocks; ``none`` computes them anew, with equal results.
 
     Raises:
@@ -30,6 +31,7 @@ class BlockOptions(MaskedOptions):
     """
 
     block_grid: str = "absolute"
+    whole_blocks: bool = False
     cache: str = "block"
 
     def __post_init__(self) -> None:
@@ -55,4 +57,5 @@ class BD3LMSampler(Sampler):
 
     def lay_out(self, prompts: Sequence[Sequence[int]], new_tokens: Sequence[int]) -> Canvas:
         options, mask = self.options, self.denoiser.mask_token_id
-        return completion_canvas(prompts, new_tokens, options.block_size, mask, options.block_grid)
+        canvas = completion_canvas(prompts, new_tokens, options.block_size, mask, options.block_grid)
+        return with_whole_blocks(canvas, self.denoiser.context_length) if options.whole_blocks else canvas

@@ -9,7 +9,7 @@ Shapes: B rows, L canvas length, K block size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -27,6 +27,7 @@ class Canvas:
         block_size: K; the last block of a row may be shorter.
         mask_token_id: the id that stands for a mask.
         completes: the masks are a completion that an end of sequence may end early.
+        wanted: how many tokens of each row are handed out, where the canvas has more; empty: all.
     """
 
     rows: tuple[tuple[int, ...], ...]
@@ -35,10 +36,16 @@ class Canvas:
     block_size: int
     mask_token_id: int
     completes: bool
+    wanted: tuple[int, ...] = ()
 
     @cached_property
     def lengths(self) -> tuple[int, ...]:
         return tuple(len(row) for row in self.rows)
+
+    @property
+    def shown(self) -> tuple[int, ...]:
+        """Tokens of each row that are handed out."""
+        return self.wanted or self.lengths
 
     def blocks(self, row: int) -> int:
         """How many blocks that row has."""
@@ -59,6 +66,14 @@ class Canvas:
         """Whether that block of a row, or one after it, holds masks before the first step."""
         start, _ = self.span(row, block)
         return self.mask_token_id in self.rows[row][start:]
+
+    def cut(self, values: torch.Tensor, filler: object) -> torch.Tensor:
+        """What is handed out of (B, L) values, as wide as the longest row of that; filler behind. -> (B, L')"""
+        if not self.wanted:
+            return values
+        ends = torch.tensor(self.wanted, device=values.device)[:, None]
+        values = values[:, : max(self.wanted)]
+        return values.masked_fill(torch.arange(values.shape[1], device=values.device) >= ends, filler)
 
     def tensor(self, pad_token_id: int, device: torch.device) -> torch.Tensor:
         """The rows side by side, padded on the right. -> (B, L) int64"""
@@ -92,6 +107,16 @@ def infill_canvas(canvases: Sequence[Sequence[int]], block_size: int | None, mas
     rows = tuple(tuple(row) for row in canvases)
     zeros = (0,) * len(rows)
     return Canvas(rows, zeros, zeros, block_size or max(map(len, rows)), mask_token_id, completes=False)
+
+
+def with_whole_blocks(canvas: Canvas, limit: int | None) -> Canvas:
+    """The canvas with masks up to the end of each row's last block, or up to ``limit``; they are not handed out."""
+    filled = []
+    for row, origin in zip(canvas.rows, canvas.origins, strict=True):
+        stop = len(row) + (origin - len(row)) % canvas.block_size
+        stop = stop if limit is None else max(len(row), min(stop, limit))
+        filled.append(row + (canvas.mask_token_id,) * (stop - len(row)))
+    return replace(canvas, rows=tuple(filled), wanted=canvas.lengths)
 
 
 def row_mask(lengths: Sequence[int], device: torch.device) -> torch.Tensor | None:

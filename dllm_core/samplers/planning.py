@@ -106,10 +106,10 @@ def write_rows(canvas: torch.Tensor, rows: torch.Tensor, values: torch.Tensor) -
         canvas[rows, : values.shape[1]] = values
 
 
-def confidence_map(confidence: torch.Tensor, slots: torch.Tensor, masked: torch.Tensor, width: int) -> torch.Tensor:
+def confidence_map(confidence: torch.Tensor, slots: torch.Tensor, shown: torch.Tensor, width: int) -> torch.Tensor:
     """Confidences (R, M) at their positions, nan elsewhere. -> (R, W)"""
-    there = spread(masked.long(), slots, masked, width).bool()
-    return spread(confidence, slots, masked, width).masked_fill(~there, torch.nan)
+    there = spread(shown.long(), slots, shown, width).bool()
+    return spread(confidence, slots, shown, width).masked_fill(~there, torch.nan)
 
 
 def _lay_out(

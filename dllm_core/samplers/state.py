@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
 from dllm_core.samplers.cache import CacheRun
 from dllm_core.samplers.canvas import Canvas
 from dllm_core.samplers.output import SampleStats
+from dllm_core.samplers.proposals import Proposal
 from dllm_core.samplers.view import Layout
 
 
@@ -30,6 +32,7 @@ class Block:
         quota: (R, S) int64, commits for each step.
         open_counts: for each step an upper bound, known on the host, of the masks that any row has left.
         step: the next step in the block.
+        proposal: of the step that is being taken, for `Sampler.revise`; None before the first.
     """
 
     number: int
@@ -40,6 +43,7 @@ class Block:
     quota: torch.Tensor
     open_counts: list[int]
     step: int = 0
+    proposal: Proposal | None = None
 
     @property
     def step_quota(self) -> torch.Tensor:
@@ -82,6 +86,20 @@ class SamplerState:
     @property
     def finished(self) -> bool:
         return self.block is None
+
+
+class Open(NamedTuple):
+    """Where a step proposes.
+
+    Args:
+        positions: (R, M) int64.
+        masked: (R, M) bool, which of them are masks, for the commit rule to select from.
+        shown: (R, M) bool, which of them the step reports a confidence of.
+    """
+
+    positions: torch.Tensor
+    masked: torch.Tensor
+    shown: torch.Tensor
 
 
 def open_positions(

@@ -305,3 +305,20 @@ def test_grids_are_checked():
         dllm.sampler("bd3lm", denoiser(), block_grid="left")
     with pytest.raises(OptionError, match="unknown sampler option 'block_grid'"):
         dllm.sampler("mdlm", denoiser(), block_grid="absolute")
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(PROMPT, min_size=1, max_size=3), st.integers(1, 9), st.sampled_from([2, 3, 5]), st.booleans())
+def test_whole_blocks_are_computed_and_cut_to_length(prompts, new, size, shifted):
+    """The same as asking for as many tokens as fill the last block, whose tail is then not handed out."""
+    options = {"block_size": size, "stop_at_eos": False}
+    sampler = dllm.BD3LMSampler(denoiser(shifted), whole_blocks=True, max_new_tokens=new, **options)
+    output = sampler.sample(prompts)
+    assert output.lengths.tolist() == [len(prompt) + new for prompt in prompts]
+    assert output.sequences.shape[1] == max(map(len, prompts)) + new
+    *_, last = sampler.stream(prompts)
+    assert torch.equal(last.input_ids, output.sequences)
+    for row, prompt in enumerate(prompts):
+        full = new + -(len(prompt) + new) % size
+        alone = dllm.BD3LMSampler(denoiser(shifted), max_new_tokens=full, **options).sample([prompt])
+        assert torch.equal(alone.sequences[0, : len(prompt) + new], output.sequences[row, : len(prompt) + new])
