@@ -80,10 +80,13 @@ class ModelAdapterSpec(Spec):
     Args:
         model_types: the ``model_type`` values in ``config.json`` that this adapter serves.
         bundled: checkpoints that the plugin ships.
+        converter: import string of a function that makes such a model of a checkpoint of another kind, for
+            ``dllm convert --to``; its arguments are those of ``dllm_core.models.converting.Converter``.
     """
 
     model_types: tuple[str, ...]
     bundled: tuple[BundledCheckpoint, ...] = ()
+    converter: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

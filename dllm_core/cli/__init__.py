@@ -19,6 +19,7 @@ COMMANDS = {
     "run": ("dllm_core.cli.run:command", "Generate text; alone, show a bundled model at work."),
     "train": ("dllm_core.cli.train:command", "Train a model from a recipe."),
     "recipes": ("dllm_core.cli.recipes:command", "List the recipes that train knows by name."),
+    "convert": ("dllm_core.cli.convert:command", "Turn an autoregressive model into a diffusion model."),
     "merge": ("dllm_core.cli.merge:command", "Merge a LoRA adapter into its base."),
     "plugins": ("dllm_core.cli.plugins:command", "List what is installed, and explain what did not load."),
 }

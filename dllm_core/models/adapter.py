@@ -30,13 +30,16 @@ class ModelAdapter:
     Attributes:
         model_types: the ``model_type`` values of ``config.json`` that this family serves.
         config_class, model_class: import strings ``"package.module:Class"`` of the Hugging Face classes.
-        logits_are_shifted: row i of the model's logits predicts token i + 1 (autoregressive heritage), not token i.
+        logits_are_shifted: row i of the model's logits predicts token i + 1 (autoregressive heritage), not token i;
+            a checkpoint whose config.json has a field of this name decides for itself.
         supports_kv_cache: the model takes ``past_key_values`` and keeps keys after their rotary embedding.
         supports_block_causal: the model takes a 4-D attention pattern.
         mask_token: text of the mask token in the family's tokenizer; None: the tokenizer's own ``mask_token``.
         eot_tokens: texts of the tokens that end a turn, besides the end of sequence.
         chat_template: replaces the checkpoint's own template where that one is missing or wrong.
         lora_targets: module names for LoRA, or ``"all-linear"``.
+        sampler: the full id of the sampler that the family's checkpoints were made for; `dllm run` takes it where it is
+            not told. None: the masked sampler.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ()
@@ -49,6 +52,7 @@ class ModelAdapter:
     eot_tokens: ClassVar[tuple[str, ...]] = ()
     chat_template: ClassVar[str | None] = None
     lora_targets: ClassVar[tuple[str, ...] | str] = "all-linear"
+    sampler: ClassVar[str | None] = None
 
     def for_checkpoint(self, config: Mapping[str, object]) -> ModelAdapter:
         """The adapter of a checkpoint whose ``config.json`` holds these fields: this one.
@@ -126,6 +130,10 @@ class ModelAdapter:
     def context_length(self, config: PreTrainedConfig) -> int | None:
         """The longest sequence, in tokens, that the positions of this checkpoint reach; None where unbounded."""
         return getattr(config, "max_position_embeddings", None)
+
+    def shifts_logits(self, config: PreTrainedConfig) -> bool:
+        """Whether the logits of this checkpoint are shifted: as its configuration says, else as the family declares."""
+        return getattr(config, "logits_are_shifted", self.logits_are_shifted)
 
     def check_config(self, config: PreTrainedConfig) -> None:
         """Raise where this adapter was named by hand for a checkpoint of another family.

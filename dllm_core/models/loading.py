@@ -58,7 +58,7 @@ def load(
         lora: folder or hub id of a LoRA adapter that was trained on this checkpoint. Its tokenizer, where it has one,
             is the one that is used.
         attn_implementation: ``"sdpa"``, ``"eager"``, a flash attention, or ``"flex_attention"``.
-        logits_are_shifted: overrides the family's declared shift for this checkpoint.
+        logits_are_shifted: overrides the shift that the checkpoint's config.json or its family declares.
         revision: branch, tag or commit of a hub id.
 
     Raises:
@@ -71,7 +71,7 @@ def load(
     adapter_files = None if lora is None else adapter_folder(lora)
     path = resolve_path(name_or_path)
     family = adapter_for(path, adapter, revision)
-    config = _from_checkpoint(path, lambda: family.load_config(path, revision=revision))
+    config = from_checkpoint(path, lambda: family.load_config(path, revision=revision))
     family.check_config(config)
     if tokenizer is None:
         tokenizer = _tokenizer_of(path, family, revision, adapter_files, needed=special_ids is None)
@@ -82,7 +82,7 @@ def load(
         torch_dtype = torch.float32  # half precision is slow and coarse on most CPUs
     quantized = {"quantization": _quantization_of(family, target, torch_dtype)} if load_in_4bit else {}
     with _bar_for_large_models(path):
-        model = _from_checkpoint(
+        model = from_checkpoint(
             path,
             lambda: family.load_model(
                 path, config, dtype=torch_dtype, attn_implementation=attn_implementation, revision=revision, **quantized
@@ -188,7 +188,7 @@ def adapter_for(path: str, adapter: str | None = None, revision: str | None = No
     Raises:
         ModelLoadError: no config, or no installed plugin serves its model type.
     """
-    config = _read_config(path, revision)
+    config = read_config(path, revision)
     if adapter is not None:
         return registry.load("adapter", adapter)().for_checkpoint(config)
     model_type = config.get("model_type")
@@ -203,7 +203,12 @@ def adapter_for(path: str, adapter: str | None = None, revision: str | None = No
     return registry.load("adapter", component.full_id)().for_checkpoint(config)
 
 
-def _read_config(path: str, revision: str | None) -> dict[str, object]:
+def read_config(path: str, revision: str | None) -> dict[str, object]:
+    """What ``config.json`` of a folder or hub id holds.
+
+    Raises:
+        ModelLoadError: there is none, or it is not JSON.
+    """
     file = Path(path) / "config.json" if Path(path).is_dir() else _hub_config(path, revision)
     if not file.is_file() and (file.parent / CONFIG_FILE).is_file():
         base = adapter_config(file.parent).get("base_model_name_or_path")
@@ -238,7 +243,7 @@ def _tokenizer_of(
     if adapter_files is not None and family.has_tokenizer(str(adapter_files)):
         path, revision = str(adapter_files), None  # what the adapter was trained with, chat template and all
     try:
-        return _from_checkpoint(path, lambda: family.load_tokenizer(path, revision=revision))
+        return from_checkpoint(path, lambda: family.load_tokenizer(path, revision=revision))
     except ModelLoadError:
         if needed or Path(path).is_dir():  # a folder's own tokenizer that cannot be read is worth knowing of
             raise
@@ -261,7 +266,7 @@ def _bar_for_large_models(path: str) -> Iterator[None]:
         logging.enable_progress_bar()
 
 
-def _from_checkpoint(path: str, read: Callable[[], ReadT]) -> ReadT:
+def from_checkpoint(path: str, read: Callable[[], ReadT]) -> ReadT:
     """Say which checkpoint it was when Hugging Face cannot read a part of it."""
     try:
         return read()

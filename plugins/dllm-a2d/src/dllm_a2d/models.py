@@ -1,73 +1,81 @@
 """transformers' causal models, attending in both directions.
 
-A configuration with ``is_causal`` off makes transformers build a bidirectional mask, and the saved ``config.json`` keeps
-it off; nothing else differs from the causal model.
+A configuration with ``is_causal`` off makes transformers build a bidirectional mask, and the saved ``config.json``
+keeps it off; nothing else differs from the causal model, whose weights keep their names.
 
-Source: transformers 5.23, ``masking_utils.create_causal_mask``; weights and names of the causal checkpoints.
+For each row of `ARCHITECTURES` two classes are here, such as `A2DQwen3Config` and `A2DQwen3LMHeadModel`, made
+when they are first asked for: loading one architecture does not import them all.
+
+Source: transformers 5.23, ``masking_utils.create_causal_mask``; class names and model types of ZHZisZZ/dllm at ca17675.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from transformers import (
-    AutoConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+import transformers
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
+
+from dllm_a2d.architectures import ARCHITECTURES, Architecture
+
+CONFIGS = {f"A2D{row.name}Config": row for row in ARCHITECTURES}
+MODELS = {f"A2D{row.name}LMHeadModel": row for row in ARCHITECTURES}
 
 
-class A2DLlamaConfig(LlamaConfig):
-    """A Llama configuration that attends in both directions."""
+def look_both_ways(config: PreTrainedConfig) -> None:
+    """Switch the causal mask off, and the sliding windows.
 
-    model_type = "a2d-llama"
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        super().__post_init__(**kwargs)
-        self.is_causal = False
-
-
-class A2DLlamaLMHeadModel(LlamaForCausalLM):
-    """Llama with its vocabulary head; logits (B, L, V)."""
-
-    config_class = A2DLlamaConfig
+    A window would hide what the attention patterns of block diffusion show, and the published converted models have
+    none. Layers keep their kind, as that also decides on their rotary embedding (Gemma 3): their window then is as wide
+    as the context.
+    """
+    config.is_causal = False
+    if not hasattr(config, "sliding_window"):
+        return
+    has_local_layers = "sliding_attention" in (getattr(config, "layer_types", None) or ())
+    config.sliding_window = config.max_position_embeddings if has_local_layers else None
 
 
-class A2DQwen2Config(Qwen2Config):
-    """A Qwen2 configuration that attends in both directions."""
+def _config_class(row: Architecture) -> type[PreTrainedConfig]:
+    base = getattr(transformers, row.config)
 
-    model_type = "a2d-qwen2"
+    def __post_init__(self: PreTrainedConfig, **kwargs: Any) -> None:  # further keys of config.json
+        base.__post_init__(self, **kwargs)
+        look_both_ways(self)
 
-    def __post_init__(self, **kwargs: Any) -> None:
-        super().__post_init__(**kwargs)
-        self.is_causal = False
-
-
-class A2DQwen2LMHeadModel(Qwen2ForCausalLM):
-    """Qwen2 with its vocabulary head; logits (B, L, V)."""
-
-    config_class = A2DQwen2Config
-
-
-class A2DQwen3Config(Qwen3Config):
-    """A Qwen3 configuration that attends in both directions."""
-
-    model_type = "a2d-qwen3"
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        super().__post_init__(**kwargs)
-        self.is_causal = False
+    body = {
+        "__module__": __name__,
+        "__doc__": f"The configuration of a {row.title} model that attends in both directions.",
+        "__post_init__": __post_init__,
+        "model_type": row.model_type,
+    }
+    made = type(base)(f"A2D{row.name}Config", (base,), body)
+    AutoConfig.register(row.model_type, made, exist_ok=True)  # for AutoTokenizer, which reads the model type
+    return made
 
 
-class A2DQwen3LMHeadModel(Qwen3ForCausalLM):
-    """Qwen3 with its vocabulary head; logits (B, L, V)."""
+def _model_class(row: Architecture) -> type[transformers.PreTrainedModel]:
+    base = getattr(transformers, row.model)
+    if (layout := get_checkpoint_conversion_mapping(row.source_type)) is not None:  # experts, stored one by one
+        register_checkpoint_conversion_mapping(row.model_type, layout, overwrite=True)
+    body = {
+        "__module__": __name__,
+        "__doc__": f"{row.title} with its vocabulary head, attending in both directions; logits (B, L, V).",
+        "config_class": __getattr__(f"A2D{row.name}Config"),
+    }
+    return type(base)(f"A2D{row.name}LMHeadModel", (base,), body)
 
-    config_class = A2DQwen3Config
+
+def __getattr__(name: str) -> type:
+    if name in globals():
+        return globals()[name]
+    if name in CONFIGS:
+        return globals().setdefault(name, _config_class(CONFIGS[name]))
+    if name in MODELS:
+        return globals().setdefault(name, _model_class(MODELS[name]))
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-for _config in (A2DLlamaConfig, A2DQwen2Config, A2DQwen3Config):
-    AutoConfig.register(_config.model_type, _config, exist_ok=True)
+def __dir__() -> list[str]:
+    return sorted({*globals(), *CONFIGS, *MODELS})
