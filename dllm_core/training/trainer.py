@@ -174,19 +174,24 @@ class DiffusionTrainer(Trainer):
         """The loss of one micro-batch, its part of the optimizer step's loss, with fresh training noise."""
         generator = self._generator(_TRAINING, self.state.global_step, self._micro_step)
         self._micro_step += 1
-        output = self._corrupt_and_score(model, inputs, generator, num_items_in_batch)
+        output = self._corrupt_and_score(self.objective, model, inputs, generator, num_items_in_batch)
         # Gradients are averaged over processes, but the denominator already counts them all.
         scale = 1 if num_items_in_batch is None else self.accelerator.num_processes
         loss = output.loss * scale
         return (loss, output) if return_outputs else loss
 
     def _corrupt_and_score(
-        self, model: nn.Module, inputs: Mapping[str, Tensor], generator: torch.Generator, normalizer: Tensor | None
+        self,
+        objective: Objective,
+        model: nn.Module,
+        inputs: Mapping[str, Tensor],
+        generator: torch.Generator,
+        normalizer: Tensor | None,
     ) -> ObjectiveOutput:
         denoiser = self._denoiser_around(model)
         _check_length(inputs["input_ids"], denoiser.context_length)
-        corruption = self.objective.corrupt(inputs, denoiser, generator=generator)
-        return self.objective.loss(denoiser, inputs, corruption, normalizer=normalizer)
+        corruption = objective.corrupt(inputs, denoiser, generator=generator)
+        return objective.loss(denoiser, inputs, corruption, normalizer=normalizer)
 
     def _denoiser_around(self, model: nn.Module) -> Denoiser:
         """The denoiser over the model as it is wrapped now, so that the wrapper's own forward is the one called."""
@@ -241,6 +246,9 @@ class DiffusionTrainer(Trainer):
                 self._push_from_checkpoint(str(place))
         self.accelerator.wait_for_everyone()
 
+    def _issue_warnings_after_load(self, load_result: object) -> None:
+        """Nothing: `check_resume` has compared all names and shapes, and tied weights are no missing ones."""
+
     def _name_best_checkpoint(self, folder: Path) -> None:
         """The base class looks for the best checkpoint beside the one being written."""
         best = folder / f"{checkpoints.PREFIX}{self.state.best_global_step}"
@@ -272,7 +280,7 @@ class DiffusionTrainer(Trainer):
         inputs = self._prepare_inputs(inputs)
         generator = self._generator(_EVALUATION, len(self._evaluation_totals))
         with torch.no_grad(), self.compute_loss_context_manager():
-            output = self._corrupt_and_score(model, inputs, generator, normalizer=None)
+            output = self._corrupt_and_score(self.objective.for_evaluation(), model, inputs, generator, None)
         share = self.objective.normalizer(inputs)
         totals = [output.loss * share, share, output.nll_sum, output.token_count]
         self._evaluation_totals.append(torch.stack([value.float() for value in totals]))

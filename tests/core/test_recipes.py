@@ -185,6 +185,17 @@ def test_compiled_training_computes_the_same(trained, tmp_path):
         torch.testing.assert_close(got[name], want[name], atol=2e-4, rtol=1e-3)
 
 
+def test_activation_checkpointing_trains_the_same_bits(trained, tmp_path):
+    out = train(load_recipe("letters", ["training.activation_checkpointing=true"]), tmp_path / "out")
+    want, got = weights(trained), weights(out)
+    assert all(torch.equal(want[name], got[name]) for name in want)
+
+
+def test_evaluation_needs_examples(tmp_path):
+    with pytest.raises(OptionError, match="eval_strategy='steps' needs examples to evaluate on; set data"):
+        train(load_recipe("letters", ["data.eval_count=0"]), tmp_path / "out")
+
+
 def test_a_model_is_not_overwritten(trained):
     with pytest.raises(OptionError, match="holds a model already"):
         train(load_recipe("letters"), trained)

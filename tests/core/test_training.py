@@ -158,8 +158,10 @@ assert args.world_size == processes, args.world_size
 trainer.train()
 if args.process_index == 0:
     torch.save((here.weights(trainer), here.logged(trainer, "loss")), Path(sys.argv[2]) / f"{{processes}}.pt")
-keys = [trainer._generator(0, 3, 1).initial_seed(), trainer._generator(1, 3).initial_seed()]
-print("SEEDS", args.process_index, *keys)
+same = {{"input_ids": torch.zeros(1, 256, dtype=torch.long)}}
+for counters in ((0, 3, 1), (1, 3)):  # training and evaluation noise, of the same row
+    drawn = here.MDLMObjective().corrupt(same, trainer.denoiser, generator=trainer._generator(*counters))
+    print("MASKS", args.process_index, "".join("x" if m else "." for m in drawn.masked[0].tolist()))
 """
 
 
@@ -168,7 +170,7 @@ print("SEEDS", args.process_index, *keys)
 def test_two_processes_train_like_one(tmp_path, normalization):
     script = tmp_path / "script.py"
     script.write_text(TWO_PROCESSES.format(folder=str(Path(__file__).parent)))
-    seeds = []
+    masks = []
     for processes in (1, 2):
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         done = subprocess.run(
@@ -179,11 +181,12 @@ def test_two_processes_train_like_one(tmp_path, normalization):
             check=False,
         )
         assert done.returncode == 0, done.stderr[-2000:]
-        seeds += [line.split()[2:] for line in done.stdout.splitlines() if line.startswith("SEEDS")]
+        masks += [line.split()[2] for line in done.stdout.splitlines() if line.startswith("MASKS")]
     one, two = (torch.load(tmp_path / f"{processes}.pt") for processes in (1, 2))
     torch.testing.assert_close(two[0], one[0], atol=1e-6, rtol=1e-5)
     assert two[1] == pytest.approx(one[1], rel=1e-4)
-    assert len({tuple(pair) for pair in seeds}) == 2  # rank 0 of both runs agrees, rank 1 draws its own
+    assert len(masks) == 6
+    assert len(set(masks)) == 4  # rank 0 of both runs agrees, rank 1 draws its own; evaluation is a stream of its own
 
 
 # ------------------------------------------------------------------------------------------------------ the noise
