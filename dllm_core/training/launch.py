@@ -179,8 +179,10 @@ def check_engine(trainer: DiffusionTrainer) -> None:
     args, accelerator = trainer.args, trainer.accelerator
     found = accelerator.distributed_type.value
     wanted = "DEEPSPEED" if args.deepspeed else "FSDP" if args.fsdp else None
-    if wanted is None and args.world_size > 1:
-        wanted = found if found.startswith("MULTI_") else "MULTI_..."
+    if wanted is None and found.startswith("MULTI_"):  # of one process too, where torchrun started it
+        wanted = found
+    elif wanted is None and args.world_size > 1:
+        wanted = "MULTI_..."
     if found != (wanted or "NO") or accelerator.num_processes != args.world_size:
         hint = "; FSDP needs GPUs: use ddp or zero3 on a CPU" if args.fsdp else ""
         raise OptionError(
