@@ -135,6 +135,18 @@ class ModelAdapter:
         """Whether the logits of this checkpoint are shifted: as its configuration says, else as the family declares."""
         return getattr(config, "logits_are_shifted", self.logits_are_shifted)
 
+    def logits_end_at_head(self, config: PreTrainedConfig) -> bool:
+        """Whether the model returns what its vocabulary head gives, unchanged: no soft cap and no scale after it.
+
+        The memory-lean loss (`Denoiser.nll`) takes the head's logits for those of the model. A family that changes them
+        under another name than these fields overrides this.
+        """
+        switches = ("final_logit_softcapping", "scale_logits")
+        factors = ("logit_scale", "logits_scaling")
+        return not any(getattr(config, name, None) for name in switches) and all(
+            getattr(config, name, None) in (None, 1) for name in factors
+        )
+
     def check_config(self, config: PreTrainedConfig) -> None:
         """Raise where this adapter was named by hand for a checkpoint of another family.
 

@@ -7,14 +7,14 @@ Shapes: B batch, L length, V vocabulary, K positions asked for per row, N positi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
 
 from dllm_core.errors import ModelLoadError, OptionError
 from dllm_core.models.attention import as_model_mask
+from dllm_core.models.head import rows_asked_for, rows_projected, rows_scored, token_nll
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -30,7 +30,7 @@ class Denoiser:
     """What samplers, objectives and evaluation see of a model.
 
     Args:
-        model: a Hugging Face model, perhaps wrapped (DDP, PEFT): exactly one forward of it is called per `logits`.
+        model: a Hugging Face model, perhaps wrapped (DDP, PEFT): `logits` and `nll` call its forward exactly once.
         adapter: the family's conventions.
         tokenizer: may be None; prompts are then token ids.
         special_ids: token ids by name (``mask``, ``eos``, ``pad``, ``bos``, ``eot``); they win over the tokenizer's.
@@ -134,8 +134,8 @@ class Denoiser:
         self._check_lead(cache, lead)
         if position_ids is None and attention_mask is not None and cache is None:
             position_ids = _positions_of(attention_mask)
-        select = self._selection(at, position_ids, input_ids)
-        with _rows_projected(self._head(), select):
+        select = rows_asked_for(at, input_ids, position_ids, logits_are_shifted=self.logits_are_shifted)
+        with rows_projected(self._head(), select):
             out = self.model(
                 input_ids=input_ids,
                 attention_mask=self._model_mask(attention_mask, attention),
@@ -147,6 +147,44 @@ class Denoiser:
         if lead is None or not self.logits_are_shifted:
             return out.logits
         return _with_lead(out.logits, lead, at, position_ids)
+
+    def nll(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        *,
+        at: torch.Tensor,
+        targets: torch.Tensor,
+        position_ids: torch.Tensor | None = None,
+        attention: torch.Tensor | BlockMask | None = None,
+    ) -> torch.Tensor:
+        """-log p in nats of the tokens AT the positions asked for, (N,) float32 (float64 where the model is).
+
+        Equal to the cross-entropy of `logits`, in value and gradient, in a fraction of the memory: neither the logits
+        of a batch nor those of the N rows are ever whole. All of it happens inside the model's own forward.
+
+        Args:
+            at: (B, L) bool, the N positions to score, in row-major order.
+            targets: (B, L) int64, the tokens to find there; elsewhere anything.
+            input_ids, attention_mask, position_ids, attention: as of `logits`.
+
+        Raises:
+            OptionError: a pattern for a family that takes none.
+        """
+        if not self.adapter.logits_end_at_head(self.bare_model.config):
+            logits = self.logits(input_ids, attention_mask, at=at, position_ids=position_ids, attention=attention)
+            return token_nll(logits, targets[at])
+        self._check_capabilities(attention, None)
+        if position_ids is None and attention_mask is not None:
+            position_ids = _positions_of(attention_mask)
+        select = rows_asked_for(at, input_ids, position_ids, logits_are_shifted=self.logits_are_shifted)
+        with rows_scored(self._head(), select, targets[at]):
+            out = self.model(
+                input_ids=input_ids,
+                attention_mask=self._model_mask(attention_mask, attention),
+                position_ids=position_ids,
+            )
+        return out.logits[0, :, 0]  # (1, N, 1) -> (N,)
 
     def _check_lead(self, cache: Cache | None, lead: torch.Tensor | None) -> None:
         if self.logits_are_shifted and lead is None and cache is not None and cache.get_seq_length() > 0:
@@ -178,50 +216,10 @@ class Denoiser:
             return attention_mask
         return as_model_mask(attention, self.attention_implementation, self.dtype)
 
-    def _selection(
-        self, at: torch.Tensor | None, position_ids: torch.Tensor | None, input_ids: torch.Tensor
-    ) -> Callable[[torch.Tensor], torch.Tensor] | None:
-        """What picks the rows of the hidden states (B, L, H) that the head projects; None: all of them."""
-        if at is None and not self.logits_are_shifted:
-            return None
-        if at is not None and at.dtype == torch.bool:
-            row, position = at.nonzero(as_tuple=True)  # (N,), (N,)
-            if self.logits_are_shifted:
-                position = _position_before(input_ids, position_ids)[row, position]
-            return lambda hidden: hidden[row, position][None]  # (1, N, H)
-        if self.logits_are_shifted:
-            before = _position_before(input_ids, position_ids)
-            at = before if at is None else before.gather(1, at)
-        index = at[..., None]
-        return lambda hidden: hidden.gather(1, index.expand(-1, -1, hidden.shape[-1]))  # (B, K, H)
-
-
-@contextmanager
-def _rows_projected(head: torch.nn.Module, select: Callable[[torch.Tensor], torch.Tensor] | None) -> Iterator[None]:
-    """Project only the selected rows while the model runs.
-
-    A hook, so that the model's own forward is called exactly once: DDP, FSDP, ZeRO, PEFT and compile wrap that forward.
-    """
-    if select is None:
-        yield
-        return
-    handle = head.register_forward_pre_hook(lambda _, inputs: (select(inputs[0]), *inputs[1:]))
-    try:
-        yield
-    finally:
-        handle.remove()
-
 
 def _positions_of(attention_mask: torch.Tensor) -> torch.Tensor:
     """0, 1, ... over the real tokens of each row, wherever the padding stands. (B, L) bool -> (B, L) int64."""
     return (attention_mask.long().cumsum(1) - 1).clamp(min=0)
-
-
-def _position_before(input_ids: torch.Tensor, position_ids: torch.Tensor | None) -> torch.Tensor:
-    """The column whose shifted logits score each position: one to the left; what begins a text keeps its own. (B, L)"""
-    columns = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
-    follows = columns if position_ids is None else position_ids
-    return torch.where(follows > 0, columns - 1, columns).clamp(min=0)
 
 
 def _with_lead(

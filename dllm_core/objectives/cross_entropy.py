@@ -7,11 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
 if TYPE_CHECKING:
+    from torch import Tensor
     from torch.nn.attention.flex_attention import BlockMask
 
     from dllm_core.models.denoiser import Denoiser
@@ -34,10 +31,8 @@ def masked_nll(
         attention_mask: (B, L) bool or None.
         masked: (B, L) bool, the N positions to score.
         targets: (B, L) int64, the clean tokens.
-        position_ids, attention: as of `Denoiser.logits`.
+        position_ids, attention: as of `Denoiser.nll`.
     """
-    # (N, V)
-    logits = denoiser.logits(input_ids, attention_mask, at=masked, position_ids=position_ids, attention=attention)
-    # bfloat16 holds 8 bits: a softmax over thousands of terms in it loses the small losses altogether.
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(logits, targets[masked], reduction="none")
+    return denoiser.nll(
+        input_ids, attention_mask, at=masked, targets=targets, position_ids=position_ids, attention=attention
+    )

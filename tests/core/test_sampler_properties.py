@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import dllm_core as dllm
 from dllm_core.conformance.toy import ExactModel, ToyAdapter, random_joint
-from dllm_core.models import denoiser as denoiser_module
+from dllm_core.models import head as head_module
 from dllm_core.noise.counter import key_from
 from dllm_core.samplers import base, planning, proposals
 from dllm_core.samplers.canvas import Canvas
@@ -390,7 +390,7 @@ MUTANTS = {
     "one row's end ends all rows": (planning, "end_rows", one_row_end_ends_all, ALONE, FIXED),
     "the first end is overlooked": (planning, "end_rows", one_row_end_ends_all, ENDS, FIXED[:4]),
     "the shift is done twice": (
-        denoiser_module,
+        head_module,
         "_position_before",
         lambda f: lambda *a: (f(*a) - 1).clamp(min=0),
         SHIFT,
