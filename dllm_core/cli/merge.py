@@ -32,8 +32,5 @@ def command(base: str, adapter: str, output: Path, dtype: str, revision: str | N
     with working("Merging"):
         from dllm_core.models.merging import merge_checkpoint
 
-        merged = merge_checkpoint(base, adapter, output, dtype=dtype, revision=revision)
-    shift = merged.logits_are_shifted
-    if shift != merged.adapter.shifts_logits(merged.bare_model.config):
-        click.echo(f"Load it with logits_are_shifted={shift}, as it was trained.", err=True)
+        merge_checkpoint(base, adapter, output, dtype=dtype, revision=revision)
     click.echo(json.dumps({"output": str(output)}) if as_json else f"Merged model in {output}")

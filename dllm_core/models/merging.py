@@ -23,7 +23,7 @@ def merge_checkpoint(
     """Write the merged checkpoint to a new folder, which `dllm_core.load` reads, and return what was written.
 
     The sums are computed in float32 and rounded once. Weights that have no adapter keep their bits. The tokenizer is
-    the adapter's where it has one, the configuration the base's.
+    the adapter's where it has one, the configuration the base's, with the adapter's shift of the logits.
 
     Args:
         base: as of `dllm_core.load`.
@@ -47,6 +47,9 @@ def merge_checkpoint(
     wanted = own if dtype == "auto" else pick_dtype(dtype)
     for name, tensor in _tensors(merged.model):
         tensor.data = tensor.data.to(wanted if dtypes[name] == own else dtypes[name])
+    config = merged.model.config
+    if merged.logits_are_shifted != merged.adapter.shifts_logits(config):
+        config.logits_are_shifted = merged.logits_are_shifted  # what the adapter was trained with; `load` reads it
     save_checkpoint(merged.model, merged.tokenizer, output)
     return merged
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -203,6 +204,25 @@ def test_all_linear(base):
         name.split(".lora_")[0].rpartition(".")[2] for name, _ in denoiser.model.named_parameters() if "lora_" in name
     }
     assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+@pytest.mark.parametrize("on_head", [False, True])
+def test_the_chunked_loss_reaches_through_the_adapter(base, on_head):
+    """Also where someone else's adapter sits on the vocabulary head itself: the same values and gradients."""
+    denoiser = add_lora(load(base), SMALL)
+    if on_head:
+        config = LoraConfig(r=2, lora_alpha=4, target_modules=["lm_head", "q_proj"])
+        denoiser = Denoiser(get_peft_model(load(base).model, config), denoiser.adapter, special_ids=IDS)
+    disturb(denoiser)
+    trained = [parameter for parameter in denoiser.model.parameters() if parameter.requires_grad]
+    targets = torch.arange(10).view(2, 5) + 2
+    want = torch.nn.functional.cross_entropy(
+        denoiser.logits(INPUT, REAL, at=MASKED).float(), targets[MASKED], reduction="none"
+    )
+    got = denoiser.nll(INPUT, REAL, at=MASKED, targets=targets)
+    torch.testing.assert_close(got, want)
+    for first, second in zip(*(torch.autograd.grad(loss.sum(), trained) for loss in (got, want)), strict=True):
+        torch.testing.assert_close(first, second, atol=1e-5, rtol=1e-4)
 
 
 # ------------------------------------------------------------------------------------------------ saving, loading
@@ -453,6 +473,15 @@ def test_merging_keeps_the_bits_of_what_has_no_adapter(base, adapter, tmp_path):
     changed = {name.split(".")[-2] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"q_proj", "v_proj", "up_proj", "down_proj"}
     assert {value.dtype for value in after.values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+def test_a_merged_model_keeps_the_shift(base, tmp_path, shifted):
+    denoiser = disturb(add_lora(load(base, logits_are_shifted=shifted), SMALL))
+    merge_checkpoint(base, save(denoiser, tmp_path / "adapter"), tmp_path / "merged")
+    merged = load(tmp_path / "merged")
+    assert merged.logits_are_shifted is shifted
+    torch.testing.assert_close(scores(merged), scores(denoiser), atol=1e-5, rtol=1e-5)
 
 
 def test_merge_refuses(base, adapter, tmp_path):
