@@ -159,9 +159,11 @@ trainer.train()
 if args.process_index == 0:
     torch.save((here.weights(trainer), here.logged(trainer, "loss")), Path(sys.argv[2]) / f"{{processes}}.pt")
 same = {{"input_ids": torch.zeros(1, 256, dtype=torch.long)}}
+masks = []
 for counters in ((0, 3, 1), (1, 3)):  # training and evaluation noise, of the same row
     drawn = here.MDLMObjective().corrupt(same, trainer.denoiser, generator=trainer._generator(*counters))
-    print("MASKS", args.process_index, "".join("x" if m else "." for m in drawn.masked[0].tolist()))
+    masks.append("".join("x" if m else "." for m in drawn.masked[0].tolist()))
+(Path(sys.argv[2]) / f"{{processes}}-{{args.process_index}}.masks").write_text(" ".join(masks))
 """
 
 
@@ -170,7 +172,6 @@ for counters in ((0, 3, 1), (1, 3)):  # training and evaluation noise, of the sa
 def test_two_processes_train_like_one(tmp_path, normalization):
     script = tmp_path / "script.py"
     script.write_text(TWO_PROCESSES.format(folder=str(Path(__file__).parent)))
-    masks = []
     for processes in (1, 2):
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         done = subprocess.run(
@@ -181,10 +182,10 @@ def test_two_processes_train_like_one(tmp_path, normalization):
             check=False,
         )
         assert done.returncode == 0, done.stderr[-2000:]
-        masks += [line.split()[2] for line in done.stdout.splitlines() if line.startswith("MASKS")]
     one, two = (torch.load(tmp_path / f"{processes}.pt") for processes in (1, 2))
     torch.testing.assert_close(two[0], one[0], atol=1e-6, rtol=1e-5)
     assert two[1] == pytest.approx(one[1], rel=1e-4)
+    masks = [mask for file in tmp_path.glob("*.masks") for mask in file.read_text().split()]
     assert len(masks) == 6
     assert len(set(masks)) == 4  # rank 0 of both runs agrees, rank 1 draws its own; evaluation is a stream of its own
 
