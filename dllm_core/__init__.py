@@ -54,6 +54,8 @@ _EXPORTS = {
     "SampleOutput": "dllm_core.samplers",
     "Step": "dllm_core.samplers",
     "DiffusionTrainer": "dllm_core.training",
+    "BD3LMTrainer": "dllm_core.training",
+    "BD3LMConfig": "dllm_core.training",
     "MDLMTrainer": "dllm_core.training",
     "MDLMConfig": "dllm_core.training",
 }
@@ -76,11 +78,13 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
         Step,
         sampler,
     )
-    from dllm_core.training import DiffusionTrainer, MDLMConfig, MDLMTrainer
+    from dllm_core.training import BD3LMConfig, BD3LMTrainer, DiffusionTrainer, MDLMConfig, MDLMTrainer
 
 __all__ = [
     "AmbiguousComponentError",
+    "BD3LMConfig",
     "BD3LMSampler",
+    "BD3LMTrainer",
     "BundledCheckpoint",
     "CachePolicy",
     "CachePolicySpec",

@@ -53,29 +53,41 @@ def document_mask(document_ids: torch.Tensor) -> MaskMod:
 
 
 def block_diffusion_mask(blocks: torch.Tensor, document_ids: torch.Tensor) -> MaskMod:
-    """The three-part mask over [x_t ; x_0], 2 L positions.
+    """The three-part mask over [x_t ; x_0], 2 L positions, where rows hold padding or packed documents.
 
     Within a document: noised tokens see the noised tokens of their own block and the clean tokens of the blocks before
     it; clean tokens see the clean tokens up to the end of their own block.
 
     Args:
         blocks: (B, L) int64, the block of each position, counted within its document.
-        document_ids: (B, L) int64, -1 = padding.
+        document_ids: (B, L) int64, -1 = padding, which sees itself only.
 
     Source: BD3-LM, arXiv 2503.09573, section 3.1 and appendix (block-diagonal, offset block-causal, block-causal).
     """
     length = blocks.shape[1]
 
     def allowed(row, head, query, key):
-        clean_query, clean_key = query >= length, key >= length
         at, to = query % length, key % length
-        near, far = blocks[row, at], blocks[row, to]
         same = (document_ids[row, at] == document_ids[row, to]) & (document_ids[row, to] >= 0)
-        within = (near == far) & (clean_query == clean_key)
-        context = (near > far) & clean_key
-        return (same & (within | context)) | (query == key)
+        parts = _three_parts(blocks[row, at], blocks[row, to], query >= length, key >= length)
+        return (same & parts) | (query == key)
 
     return allowed
+
+
+def even_block_diffusion_mask(length: int, block_size: int) -> MaskMod:
+    """The three-part mask where every row is one unpadded text; it holds no tensor, so one row stands for all."""
+
+    def allowed(row, head, query, key):
+        near, far = query % length // block_size, key % length // block_size
+        return _three_parts(near, far, query >= length, key >= length)
+
+    return allowed
+
+
+def _three_parts(near: torch.Tensor, far: torch.Tensor, clean_query: torch.Tensor, clean_key: torch.Tensor):
+    """Own block within a half, and clean blocks before one's own."""
+    return ((near == far) & (clean_query == clean_key)) | ((near > far) & clean_key)
 
 
 def attention_from(
@@ -94,7 +106,7 @@ def attention_from(
     if implementation == FLEX:
         return create_block_mask(mask, rows, None, queries, keys, device=str(device))
     row, query, key = (torch.arange(count, device=device) for count in (rows, queries, keys))
-    return mask(row[:, None, None, None], None, query[:, None], key)
+    return mask(row[:, None, None, None], None, query[:, None], key).expand(rows, 1, queries, keys)
 
 
 @lru_cache(maxsize=8)
@@ -102,8 +114,7 @@ def even_block_diffusion(
     length: int, block_size: int, implementation: str | None, device: torch.device
 ) -> torch.Tensor | BlockMask:
     """The three-part mask where every row is one unpadded document: built once for a length, and kept."""
-    blocks = (torch.arange(length, device=device) // block_size)[None]  # (1, L)
-    mask = block_diffusion_mask(blocks, torch.zeros_like(blocks))
+    mask = even_block_diffusion_mask(length, block_size)
     return attention_from(
         mask, rows=1, queries=2 * length, keys=2 * length, implementation=implementation, device=device
     )

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dllm_core.objectives.base import Batch, Objective, ObjectiveOutput
+    from dllm_core.objectives.bd3lm import BD3LMObjective
     from dllm_core.objectives.mdlm import MDLMObjective
     from dllm_core.objectives.weighting import register_weighting
 
 _EXPORTS = {
+    "BD3LMObjective": "dllm_core.objectives.bd3lm",
     "Batch": "dllm_core.objectives.base",
     "MDLMObjective": "dllm_core.objectives.mdlm",
     "Objective": "dllm_core.objectives.base",
@@ -18,7 +20,15 @@ _EXPORTS = {
     "register_weighting": "dllm_core.objectives.weighting",
 }
 
-__all__ = ["Batch", "MDLMObjective", "Objective", "ObjectiveOutput", "objective", "register_weighting"]
+__all__ = [
+    "BD3LMObjective",
+    "Batch",
+    "MDLMObjective",
+    "Objective",
+    "ObjectiveOutput",
+    "objective",
+    "register_weighting",
+]
 
 
 def objective(name: str, **options: object) -> Objective:

@@ -65,6 +65,13 @@ class Objective(ABC):
                 that of one large batch.
         """
 
+    def check_batch(self, batch: Batch) -> None:  # noqa: B027
+        """Raise where training on such a batch would not teach what it should; trainers call it before each loss.
+
+        Raises:
+            DataError: the message says what to change.
+        """
+
     def for_evaluation(self) -> Objective:
         """The objective that measures the bound; itself, unless training draws its noise in another way."""
         return self

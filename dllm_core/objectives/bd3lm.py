@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from dllm_core.config import at_least, one_of
-from dllm_core.errors import OptionError
+from dllm_core.errors import DataError, OptionError
 from dllm_core.models.attention import attention_from, block_diffusion_mask, even_block_diffusion
 from dllm_core.noise.corruption import Corruption, mask_tokens, sample_segment_times
 from dllm_core.noise.schedules import get_schedule
@@ -98,6 +98,19 @@ class BD3LMObjective(MDLMObjective):
             position_ids=torch.cat([places, places], 1),
             attention=self._attention(batch, places, denoiser.attention_implementation),
         )
+
+    def check_batch(self, batch: Batch) -> None:
+        """Only whole blocks: a short one at the end would tell that the text ends there, which sampling cannot know.
+
+        Raises:
+            DataError: the length is no multiple of the block size.
+        """
+        length = batch["input_ids"].shape[1]
+        if length % self.block_size:
+            raise DataError(
+                f"a batch is {length} tokens long, no multiple of block_size={self.block_size}; end texts with whole "
+                f"blocks (collator AppendEOSBlockWrapper), or set data.pad_to_multiple_of={self.block_size}"
+            )
 
     def for_evaluation(self) -> BD3LMObjective:
         """Without the clipped noise range, which would not measure the bound."""

@@ -6,7 +6,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dllm_core.training.arguments import DiffusionArguments, MDLMConfig
+    from dllm_core.training.arguments import BD3LMConfig, DiffusionArguments, MDLMConfig
+    from dllm_core.training.bd3lm import BD3LMTrainer
     from dllm_core.training.collator import DiffusionCollator
     from dllm_core.training.mdlm import MDLMTrainer
     from dllm_core.training.recipes import Recipe, find_recipes, load_recipe
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from dllm_core.training.trainer import DiffusionTrainer
 
 _EXPORTS = {
+    "BD3LMConfig": "dllm_core.training.arguments",
+    "BD3LMTrainer": "dllm_core.training.bd3lm",
     "DiffusionArguments": "dllm_core.training.arguments",
     "DiffusionCollator": "dllm_core.training.collator",
     "DiffusionTrainer": "dllm_core.training.trainer",
@@ -26,6 +29,8 @@ _EXPORTS = {
 }
 
 __all__ = [
+    "BD3LMConfig",
+    "BD3LMTrainer",
     "DiffusionArguments",
     "DiffusionCollator",
     "DiffusionTrainer",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from transformers import TrainingArguments
 
 from dllm_core.errors import OptionError
+from dllm_core.objectives.bd3lm import BD3LMObjective
 from dllm_core.objectives.mdlm import MDLMObjective
 
 
@@ -73,4 +74,31 @@ class MDLMConfig(DiffusionArguments):
             weighting=self.weighting,
             normalization=self.normalization,
             time_epsilon=self.time_epsilon,
+        )
+
+
+@dataclass
+class BD3LMConfig(MDLMConfig):
+    """Arguments of `BD3LMTrainer`: how to train, and the options of `dllm_core.objectives.BD3LMObjective`.
+
+    Raises:
+        OptionError: an option of the objective out of range.
+    """
+
+    block_size: int = field(default=32, metadata={"help": "Positions of a block."})
+    time_per: str = field(default="block", metadata={"help": "A diffusion time for each block, or one a sequence."})
+    low_discrepancy: bool = field(default=False, metadata={"help": "Spread the times of a batch evenly."})
+    noise_range: tuple[float, float] = field(default=(0.0, 1.0), metadata={"help": "Lowest and highest time."})
+
+    def objective(self) -> BD3LMObjective:
+        """The objective that these arguments describe."""
+        return BD3LMObjective(
+            schedule=self.schedule,
+            weighting=self.weighting,
+            normalization=self.normalization,
+            time_epsilon=self.time_epsilon,
+            block_size=self.block_size,
+            time_per=self.time_per,
+            low_discrepancy=self.low_discrepancy,
+            noise_range=self.noise_range,
         )

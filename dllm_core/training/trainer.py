@@ -172,6 +172,7 @@ class DiffusionTrainer(Trainer):
         num_items_in_batch: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, ObjectiveOutput]:
         """The loss of one micro-batch, its part of the optimizer step's loss, with fresh training noise."""
+        self.objective.check_batch(inputs)
         generator = self._generator(_TRAINING, self.state.global_step, self._micro_step)
         self._micro_step += 1
         output = self._corrupt_and_score(self.objective, model, inputs, generator, num_items_in_batch)
