@@ -95,9 +95,12 @@ class SamplerSpec(Spec):
 
     Args:
         defaults: options that differ from the target's own defaults: a preset over the same loop.
+        families: names of the adapters, of the same plugin, whose checkpoints generate like this: ``dllm run`` takes it
+            for them, the first of several, and for no other where it is not named. Empty: it is for any family.
     """
 
     defaults: dict[str, object] = field(default_factory=dict)
+    families: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -272,6 +272,8 @@ def _check_fields(spec: Spec) -> None:
         raise PluginError(f"{what}: target must have the form 'package.module:attribute', got {spec.target!r}")
     if isinstance(spec, SamplerSpec) and not isinstance(spec.defaults, dict):
         raise PluginError(f"{what}: defaults must be a dict of options, got {spec.defaults!r}")
+    if isinstance(spec, SamplerSpec):
+        _check_entries(f"{what}: families", spec.families, str)
     if isinstance(spec, ModelAdapterSpec):
         _check_entries(f"{what}: model_types", spec.model_types, str)
         _check_entries(f"{what}: bundled", spec.bundled, BundledCheckpoint)

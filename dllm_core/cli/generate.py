@@ -17,6 +17,7 @@ from dllm_core.cli.output import Result, working
 from dllm_core.cli.prompts import Request, expand_blanks
 from dllm_core.errors import PromptError
 from dllm_core.models import load
+from dllm_core.models.loading import read_config, resolve_path
 from dllm_core.samplers import sampler as make_sampler
 from dllm_core.samplers.output import cut_at_end
 from dllm_core.samplers.parts import build
@@ -151,6 +152,21 @@ class Generation:
             made = blanks or len(cut_at_end(completion, ends))
             results.append(Result(one.request, text, given, made, output.stats, len(group)))
         return results
+
+
+def family_sampler(model: str) -> str | None:
+    """The full id of the first sampler that was made for the family of a model; None where there is none.
+
+    Raises:
+        ModelLoadError: there is no such model.
+    """
+    family = registry.adapter_for_model_type(str(read_config(resolve_path(model), None).get("model_type")))
+    made_for_it = (
+        component.full_id
+        for component in registry.components("sampler")
+        if family is not None and component.plugin == family.plugin and family.name in component.spec.families
+    )
+    return next(made_for_it, None)
 
 
 def quieten(*, bars: bool) -> None:

@@ -10,7 +10,7 @@ import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -97,6 +97,13 @@ def command(**given: Any) -> None:
     run(RunArguments(**given))  # unknown names fail here: the dataclass lists them all
 
 
+class SamplerChoice(NamedTuple):
+    """A sampler, and whether it was asked for or the model's family may name another."""
+
+    full_id: str
+    is_final: bool
+
+
 def run(arguments: RunArguments) -> None:
     """Check everything that can be, load the model, generate, write.
 
@@ -128,17 +135,20 @@ def run(arguments: RunArguments) -> None:
             results.suggest_next()
 
 
-def load_generation(arguments: RunArguments, model: str, sampler: str, options: dict[str, object]) -> Generation:
+def load_generation(
+    arguments: RunArguments, model: str, sampler: SamplerChoice, options: dict[str, object]
+) -> Generation:
     """Import torch and load the model, with a sign of life."""
     from dllm_core.cli.output import working
 
     is_local = Path(model).is_dir() or registry.find_bundled(model) is not None
     # A download shows bars of its own, which a spinner would garble.
     with working(f"Loading {model}") if is_local else nullcontext():
-        from dllm_core.cli.generate import Generation, quieten
+        from dllm_core.cli.generate import Generation, family_sampler, quieten
 
         quieten(bars=is_local or not sys.stderr.isatty())
-        return Generation.load(model, sampler, options, device=arguments.device, dtype=arguments.dtype)
+        name = sampler.full_id if sampler.is_final else family_sampler(model) or sampler.full_id
+        return Generation.load(model, name, options, device=arguments.device, dtype=arguments.dtype)
 
 
 def sampler_options(arguments: RunArguments) -> dict[str, object]:
@@ -247,16 +257,18 @@ def check_plugin(name: str | None) -> None:
         raise UnknownComponentError(f"plugin {name!r} is {records[name].state}: {reason}; see dllm plugins show {name}")
 
 
-def choose_sampler(arguments: RunArguments) -> str:
-    """The full id of the sampler that was named, else of the named plugin's first, else of the default one.
+def choose_sampler(arguments: RunArguments) -> SamplerChoice:
+    """The sampler that was named, else the named plugin's first, else the default one.
 
     Raises:
         UnknownComponentError: no such sampler.
     """
     if arguments.sampler is not None:
-        return registry.find("sampler", arguments.sampler).full_id
-    own = [component.full_id for component in registry.components("sampler") if component.plugin == arguments.plugin]
-    return own[0] if own else registry.find("sampler", DEFAULT_SAMPLER).full_id
+        return SamplerChoice(registry.find("sampler", arguments.sampler).full_id, is_final=True)
+    own = [c for c in registry.components("sampler") if c.plugin == arguments.plugin and not c.spec.families]
+    if own:
+        return SamplerChoice(own[0].full_id, is_final=True)
+    return SamplerChoice(registry.find("sampler", DEFAULT_SAMPLER).full_id, is_final=False)
 
 
 def demo_requests(checkpoint: BundledCheckpoint) -> list[Request]:

@@ -231,8 +231,13 @@ class OutputChecks(SamplerSuite):
             masked = [text for text in texts(stopped) if MASK in text]
             expect(not masked, f"a row that ends early holds masks, {options}: {masked}; fill it")
         certain = self.denoiser(independent(torch.tensor([0.1, 0.2, 0.7]).double().expand(LENGTH, VOCAB)), eos=END)
-        passes = self.make(certain, block_size=1, temperature=0.0).sample([1]).stats.forward_passes
-        expect_equal(passes, 1, "forward passes where the first of four blocks ends the text")
+        stopped, ran_on = (
+            self.make(certain, block_size=1, temperature=0.0, stop_at_eos=stop).sample([1]).stats.forward_passes
+            for stop in (True, False)
+        )
+        expect_equal(
+            stopped * NEW, ran_on, "forward passes where the first of four equal blocks ends the text, times 4"
+        )
 
     @requires("supports_infill")
     def test_infill_touches_masks_only(self) -> None:

@@ -38,8 +38,6 @@ class ModelAdapter:
         eot_tokens: texts of the tokens that end a turn, besides the end of sequence.
         chat_template: replaces the checkpoint's own template where that one is missing or wrong.
         lora_targets: module names for LoRA, or ``"all-linear"``.
-        sampler: the full id of the sampler that the family's checkpoints were made for; `dllm run` takes it where it is
-            not told. None: the masked sampler.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ()
@@ -52,7 +50,6 @@ class ModelAdapter:
     eot_tokens: ClassVar[tuple[str, ...]] = ()
     chat_template: ClassVar[str | None] = None
     lora_targets: ClassVar[tuple[str, ...] | str] = "all-linear"
-    sampler: ClassVar[str | None] = None
 
     def for_checkpoint(self, config: Mapping[str, object]) -> ModelAdapter:
         """The adapter of a checkpoint whose ``config.json`` holds these fields: this one.

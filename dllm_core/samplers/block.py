@@ -58,4 +58,6 @@ class BD3LMSampler(Sampler):
     def lay_out(self, prompts: Sequence[Sequence[int]], new_tokens: Sequence[int]) -> Canvas:
         options, mask = self.options, self.denoiser.mask_token_id
         canvas = completion_canvas(prompts, new_tokens, options.block_size, mask, options.block_grid)
-        return with_whole_blocks(canvas, self.denoiser.context_length) if options.whole_blocks else canvas
+        if options.whole_blocks and options.block_size is not None:  # None: every row is one block, as long as it is
+            return with_whole_blocks(canvas, self.denoiser.context_length)
+        return canvas

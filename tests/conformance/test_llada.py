@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from dllm_llada.conformance import TestAdapter, TestPlugin  # noqa: F401 collected here
+from dllm_llada.conformance import (  # noqa: F401 collected here
+    TestAdapter,
+    TestLLaDA2,
+    TestLLaDA21,
+    TestPlugin,
+    TestThresholdOrQuota,
+)
 
 from tests.conformance.mutants.adapter import TEXTS, trained
 from tests.conformance.mutants.plugin import Outsider

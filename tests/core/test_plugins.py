@@ -106,6 +106,11 @@ BROKEN = {
         "    yield SamplerSpec(name='x', summary='s', target='m:X', source='s', defaults='steps=4')",
         "dllm_samplers: SamplerSpec 'x': defaults must be a dict of options, got 'steps=4'",
     ),
+    "families as text": (
+        "@hookimpl\ndef dllm_samplers():\n"
+        "    yield SamplerSpec(name='x', summary='s', target='m:X', source='s', families='acme')",
+        "dllm_samplers: SamplerSpec 'x': families must be a tuple of str, got 'acme'",
+    ),
     "one demo prompt": (
         "@hookimpl\ndef dllm_model_adapters():\n"
         "    tiny = BundledCheckpoint(name='t', summary='s', resource='p:t', demo_prompts='hello')\n"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from dllm_core.conformance import AdapterTests, PluginTests
+from dllm_core.conformance import AdapterTests, CommitRuleTests, PluginTests, SamplerTests
+from dllm_core.conformance.commit_rule import Equivalence
 from dllm_llada.configuration import LLaDAConfig
 from dllm_llada.llada2 import LLaDA2MoeConfig
 from dllm_llada.moe import LLaDAMoEConfig
@@ -100,3 +101,25 @@ class TestLLaDA2Adapter(AdapterTests):
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return role_tokenizer()
+
+
+class TestLLaDA2(SamplerTests):
+    component = "llada/llada2"
+    bad_options: ClassVar[dict] = {"threshold": [-0.1, 1.5, 90]}
+    follows_schedule = False
+    follows_steps = False
+
+
+class TestLLaDA21(SamplerTests):
+    component = "llada/llada21"
+    bad_options: ClassVar[dict] = {"editing_threshold": [-0.1, 1.5], "max_post_steps": [-1], "threshold": [2]}
+    follows_schedule = False
+    follows_steps = False
+    may_remask = True
+    ranks_by_confidence = False
+
+
+class TestThresholdOrQuota(CommitRuleTests):
+    component = "llada/threshold_or_quota"
+    bad_options: ClassVar[dict] = {"threshold": [-0.1, 1.5]}
+    equivalent_to: ClassVar[tuple] = (Equivalence(options={"threshold": 1.0}, other="core/quota", quota=2),)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from dllm_core.hookspecs import BundledCheckpoint, ModelAdapterSpec, hookimpl
+from dllm_core.hookspecs import BundledCheckpoint, CommitRuleSpec, ModelAdapterSpec, SamplerSpec, hookimpl
 
 
 @hookimpl
@@ -47,4 +47,28 @@ def dllm_model_adapters() -> Iterable[ModelAdapterSpec]:
         source="LLaDA 2.0, arXiv 2512.15745; inclusionAI/LLaDA2.0-mini, modeling_llada2_moe.py",
         target="dllm_llada.moe_adapter:LLaDA2Adapter",
         model_types=("llada2_moe", "llada21_moe"),
+    )
+
+
+@hookimpl
+def dllm_samplers() -> Iterable[SamplerSpec | CommitRuleSpec]:
+    yield SamplerSpec(
+        name="llada2",
+        summary="Block diffusion as LLaDA 2.0 generates: what is sure enough, and no less than the quota",
+        source="LLaDA 2.0, arXiv 2512.15745; inclusionAI/LLaDA2.0-mini, generate",
+        target="dllm_llada.samplers:LLaDA2Sampler",
+        families=("llada2",),
+    )
+    yield SamplerSpec(
+        name="llada21",
+        summary="As llada2, and what is written is replaced where the model comes to know better",
+        source="LLaDA 2.1, arXiv 2602.08676; inclusionAI/LLaDA2.1-mini, generate",
+        target="dllm_llada.samplers:LLaDA21Sampler",
+        families=("llada2",),
+    )
+    yield CommitRuleSpec(
+        name="threshold_or_quota",
+        summary="Everything above a threshold, or the quota's number of the surest where that is more",
+        source="LLaDA 2.0, arXiv 2512.15745; inclusionAI/LLaDA2.0-mini, generate",
+        target="dllm_llada.threshold:ThresholdOrQuota",
     )
