@@ -21,7 +21,7 @@ DIRECTIONS = 3  # directions in which the logits of a row are looked at
 
 
 class RowChecks(AdapterSuite):
-    """What `Denoiser.logits` makes of the family's model."""
+    """What `Denoiser.logits` and `Denoiser.nll` make of the family's model."""
 
     def test_every_position_is_scored(self) -> None:
         """Logits have one finite row a position and one column for each row of the embedding.
@@ -90,6 +90,32 @@ class RowChecks(AdapterSuite):
                 expect_close(got, want, told, tolerance=self.tolerance)
                 expect_equal(counts.logit_rows, want[..., 0].numel(), f"rows that the head projects, given {what}")
                 expect_equal(counts.forward_passes, 1, f"forward passes of one call, given {what}")
+
+    def test_losses_of_rows_are_those_of_their_logits(self) -> None:
+        """``Denoiser.nll`` gives the cross-entropy of ``Denoiser.logits`` on masked rows, and the same gradients.
+
+        Why: training never makes the logits whole, it scores what the vocabulary head gives; a family that caps or
+        scales its logits after the head would train on other losses than it samples with.
+
+        Mend: let ``logits_end_at_head`` answer False where the configuration asks for such a change; then rows are
+        scored from the model's own logits.
+        """
+        denoiser = self.denoiser()
+        for side in ("right", "left"):
+            ids, mask = ragged(denoiser, side)
+            at = mask & (ids == denoiser.mask_token_id)
+            targets = random_ids(denoiser, *ids.shape, seed=2)
+            logits = denoiser.logits(ids, mask, at=at)
+            want = nn.functional.cross_entropy(logits, targets[at], reduction="none")
+            got = denoiser.nll(ids, mask, at=at, targets=targets)
+            told = f"padded on the {side}, losses by nll() and by logits(); see logits_end_at_head"
+            expect_close(got.detach(), want.detach(), told, tolerance=self.tolerance)
+            weights = [weight for weight in denoiser.model.parameters() if weight.requires_grad]
+            slopes = (torch.autograd.grad(each.square().sum(), weights, allow_unused=True) for each in (got, want))
+            for slope, other in zip(*slopes, strict=True):
+                expect((slope is None) == (other is None), f"{told}: a weight gets a gradient from one only")
+                if slope is not None:
+                    expect_close(slope, other, f"{told}: gradients", tolerance=10 * self.tolerance)
 
     def test_rows_belong_to_their_positions(self) -> None:
         """The logits of a position come from the hidden state of that position, with ``logits_are_shifted`` from the

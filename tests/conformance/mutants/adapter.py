@@ -124,6 +124,16 @@ class LeavesOutTheLastToken(Model):
         return logits[..., :-1]
 
 
+class ScalesUnsaid(Model):
+    def spoil_logits(self, logits, inputs):
+        return 0.5 * logits
+
+
+class CapsUnsaid(Model):
+    def spoil_logits(self, logits, inputs):
+        return 2 * torch.tanh(logits / 2)
+
+
 class HidesTokens(Model):
     def spoil_inputs(self, inputs):
         inputs["input_ids"].masked_fill_(inputs["input_ids"] == 7, 8)
@@ -381,6 +391,16 @@ MUTANTS = [
     broken("test_evaluation_is_deterministic", served(DropsOut), "keeps dropout on in evaluation mode"),
     broken("test_rows_asked_for_are_rows_of_all", served(ShowsAnotherHead), "gives out a head that it does not call"),
     broken("test_rows_asked_for_are_rows_of_all", served(CentresOverPositions), "subtracts a mean over positions"),
+    broken(
+        "test_losses_of_rows_are_those_of_their_logits",
+        served(ScalesUnsaid),
+        "scales its logits after the head and does not say so",
+    ),
+    broken(
+        "test_losses_of_rows_are_those_of_their_logits",
+        served(CapsUnsaid),
+        "caps its logits softly after the head and does not say so",
+    ),
     broken(
         "test_rows_belong_to_their_positions",
         served(ShiftsItself, logits_are_shifted=True),
