@@ -15,7 +15,7 @@ from dllm_core import registry
 from dllm_core.config import from_mapping
 from dllm_core.errors import OptionError
 from dllm_core.models.denoiser import Denoiser
-from dllm_core.models.loading import load, pick_dtype
+from dllm_core.models.loading import load, pick_dtype, resolve_path
 from dllm_core.models.lora import add_lora
 from dllm_core.objectives import objective
 from dllm_core.plugins import import_string
@@ -99,15 +99,22 @@ def _say(args: DiffusionArguments, text: str) -> None:
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Raise what training would, as far as that shows without a model or data.
+    """Raise what training would, as far as that shows without weights, data or network.
 
     Raises:
         UnknownComponentError, OptionError: no such objective or family, an unknown option or training argument.
+        ModelLoadError: a checkpoint that is no folder, no bundled one and no hub id.
+        ComponentLoadError: an import string that leads nowhere.
     """
     training_arguments(recipe, Path())
     _objective(recipe)
-    if recipe.model.adapter is not None:
-        registry.find("adapter", recipe.model.adapter)
+    for target in (recipe.tokenizer.builder, recipe.data.generator):
+        if target is not None:
+            import_string(target)
+    if recipe.model.checkpoint is not None:
+        resolve_path(recipe.model.checkpoint)
+    else:
+        registry.load("adapter", recipe.model.adapter)
 
 
 def build_trainer(recipe: Recipe, output: Path) -> DiffusionTrainer:
