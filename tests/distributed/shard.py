@@ -46,7 +46,7 @@ def denoisers() -> Iterator[tuple[str, type]]:
 def train(denoiser: Denoiser, batches: list[torch.Tensor], *, share: slice) -> list[float]:
     """The losses of a few steps on this process's share of each batch, averaged over processes."""
     objective = RowMDLM()
-    denoiser.model.train()
+    denoiser.model.eval()  # no dropout, which would be drawn anew
     optimizer = torch.optim.SGD([p for p in denoiser.model.parameters() if p.requires_grad], lr=0.05)
     whole = share == slice(None)
     losses = []

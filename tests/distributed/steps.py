@@ -20,7 +20,7 @@ from dllm_core.models.lora import LoraSection, add_lora
 from dllm_core.noise import apply_mask
 from dllm_core.objectives.base import maskable_positions
 from dllm_core.objectives.mdlm import MDLMObjective
-from dllm_core.training import DiffusionArguments, DiffusionTrainer
+from dllm_core.training import DiffusionArguments, DiffusionCollator, DiffusionTrainer
 from dllm_core.training.launch import engine_arguments
 
 STEPS, BATCH, VOCAB, LENGTH = 10, 8, 32, 16
@@ -124,7 +124,13 @@ def run(folder: Path, engine: str, name: str) -> dict[str, object]:
     denoiser = fresh_denoiser()
     if name == "lora":
         denoiser = add_lora(denoiser, LoraSection(r=4, alpha=8), base="nowhere")
-    trainer = Recording(denoiser, args, objective=objective_named(name), train_dataset=examples(STEPS * BATCH))
+    trainer = Recording(
+        denoiser,
+        args,
+        objective=objective_named(name),
+        train_dataset=examples(STEPS * BATCH),
+        data_collator=DiffusionCollator(pad_token_id=IDS["pad"], pad_to_multiple_of=4),  # blocks of bd3lm
+    )
     trainer.parts = []
     trainer.train()
     trainer.save_model(str(folder / f"{engine}-{name}"))
