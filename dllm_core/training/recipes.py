@@ -171,7 +171,6 @@ class Recipe:
         return dataclasses.asdict(self)
 
 
-_TOP_LEVEL = ("summary",)
 _SECTIONS = {"model": ModelSection, "tokenizer": TokenizerSection, "data": DataSection, "lora": LoraSection}
 
 
@@ -258,7 +257,7 @@ def _replace(mapping: dict[str, object], override: str) -> None:
     *sections, key = path.strip().replace("-", "_").split(".")
     if not equals:
         raise OptionError(f"override {override!r} must have the form section.key=value, e.g. training.max_steps=100")
-    if not sections and key not in _TOP_LEVEL:
+    if not sections and key not in _fields(Recipe):  # a whole section may be replaced too: lora=null
         sections = [_section_with(key, mapping)]
     for section in sections:
         mapping = mapping.setdefault(section, {})
