@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch.nn.attention.flex_attention import BlockMask
 
 from dllm_core.errors import OptionError
 from dllm_core.models.cache import BlockCache
 from dllm_core.models.denoiser import Denoiser
-from dllm_core.samplers.view import BLOCK_CAUSAL, FULL, Answer, Layout, View
+from dllm_core.samplers.view import BLOCK_CAUSAL, FULL, Answer, Layout, View, in_the_models_form
 
 
 class CacheRun:
@@ -81,24 +82,25 @@ class _Plan:
         begin, start: (R, 1) int64, first position computed, first position of the block.
         positions: (R, Q) int64; shorter rows repeat their last one.
         slots: (R, Q) int64, where their keys and values go.
-        pattern: (R, 1, Q, K) bool.
+        pattern: (R, 1, Q, K), in the form that the model takes.
     """
 
     begin: torch.Tensor
     start: torch.Tensor
     positions: torch.Tensor
     slots: torch.Tensor
-    pattern: torch.Tensor
+    pattern: torch.Tensor | BlockMask
 
     @staticmethod
-    def of(layout: Layout, begins: Sequence[int], nowhere: int) -> _Plan:
+    def of(layout: Layout, begins: Sequence[int], nowhere: int, denoiser: Denoiser) -> _Plan:
         spans = torch.tensor([begins, layout.starts, layout.stops], device=layout.ends.device)[..., None]  # (3, R, 1)
         begin, start, stop = spans
         width = max(stop - begin for begin, stop in zip(begins, layout.stops, strict=True))
         columns = begin + torch.arange(width, device=begin.device)
         positions = columns.minimum(stop - 1)
         slots = columns.where(columns < stop, nowhere)
-        return _Plan(begin, start, positions, slots, layout.pattern(positions, max(layout.stops)))
+        pattern = in_the_models_form(layout.pattern(positions, max(layout.stops)), denoiser)
+        return _Plan(begin, start, positions, slots, pattern)
 
 
 class FinishedBlocksRun(CacheRun):
@@ -119,7 +121,8 @@ class FinishedBlocksRun(CacheRun):
 
     def logits(self, view: View) -> Answer:
         if view.step < 2:  # later steps compute what the second one does
-            self.plan = _Plan.of(view.layout, self.final if view.step == 0 else view.layout.starts, self.cache.nowhere)
+            begins = self.final if view.step == 0 else view.layout.starts
+            self.plan = _Plan.of(view.layout, begins, self.cache.nowhere, self.denoiser)
         plan, at = self.plan, view.at
         carries = view.step == 0 and self.denoiser.logits_are_shifted
         if carries:  # the position before the block is computed now, and in none of the block's later steps

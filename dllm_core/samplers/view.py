@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
+from dllm_core.models.attention import FLEX
 from dllm_core.models.denoiser import Denoiser
 
 FULL, BLOCK_CAUSAL = "full", "block_causal"  # who may look at whom: everyone; or blocks at themselves and the earlier
@@ -74,6 +76,18 @@ class Layout:
         )
 
 
+def in_the_models_form(pattern: torch.Tensor, denoiser: Denoiser) -> torch.Tensor | BlockMask:
+    """A pattern (R, 1, Q, K) as `Denoiser.logits` takes it: flex attention reads no dense mask."""
+    if denoiser.bare_model.config._attn_implementation != FLEX:
+        return pattern
+    rows, _, queries, keys = pattern.shape
+
+    def allowed(row: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        return pattern[row, 0, query, key]
+
+    return create_block_mask(allowed, rows, None, queries, keys, device=pattern.device)
+
+
 class Answer(NamedTuple):
     """What a policy gives back for a step.
 
@@ -119,7 +133,8 @@ class View:
         at = self.at.clamp(max=width - 1)  # only filler lies behind
         if layout.attention == BLOCK_CAUSAL:
             columns = torch.arange(width, device=ids.device).minimum(layout.ends[:, None] - 1)  # (R, W)
-            logits = denoiser.logits(ids, at=at, attention=layout.pattern(columns, width))
+            pattern = in_the_models_form(layout.pattern(columns, width), denoiser)
+            logits = denoiser.logits(ids, at=at, attention=pattern)
         else:
             logits = denoiser.logits(ids, None if mask is None else mask[:, :width], at=at)
         return Answer(logits, ids.numel(), at.numel())

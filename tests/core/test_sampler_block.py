@@ -31,11 +31,13 @@ class AnyAdapter(dllm.ModelAdapter):
 
 
 @cache
-def denoiser(shifted: bool = False) -> dllm.Denoiser:
+def denoiser(shifted: bool = False, implementation: str = "sdpa") -> dllm.Denoiser:
     """Three layers, so that what a kept key knows depends on what could be seen when it was made."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=VOCAB, num_key_value_heads=1, initializer_range=0.3, **sizes))
+    config = LlamaConfig(vocab_size=VOCAB, num_key_value_heads=1, initializer_range=0.3, **sizes)
+    config._attn_implementation = implementation
+    model = LlamaForCausalLM(config)
     model = model.double().eval()
     model.config.is_causal = False
     special = {"mask": MASK, "eos": EOS, "pad": PAD}
@@ -206,6 +208,18 @@ def test_infilling_is_that_of_no_cache_and_touches_masks_only(data, block_size, 
     for row, filled in zip(rows, cached[-1].tolist(), strict=True):
         assert all(new == old for new, old in zip(filled, row, strict=False) if old != MASK)
         assert MASK not in filled[: len(row)]
+
+
+@pytest.mark.parametrize("policy", ["block", "none"])
+@pytest.mark.parametrize("implementation", ["eager", "flex_attention"])
+def test_every_attention_implementation_writes_the_same(implementation, policy):
+    """Flex attention takes no dense mask and eager no bool one; both are silently wrong with them."""
+    options = {"max_new_tokens": 9, "block_size": 3, "cache": policy}
+    prompts = [[3, 4, 5, 6], [7]]
+    want, got = (
+        dllm.BD3LMSampler(denoiser(False, each), **options).sample(prompts) for each in ("sdpa", implementation)
+    )
+    assert torch.equal(got.sequences, want.sequences)
 
 
 def test_infilling_looks_back_only():
