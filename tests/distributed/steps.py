@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from dllm_core.models.adapter import ModelAdapter
 from dllm_core.models.denoiser import Denoiser
-from dllm_core.models.lora import LoraSection, add_lora
+from dllm_core.models.lora import LoraSection, add_lora, quantization
 from dllm_core.noise import apply_mask
 from dllm_core.objectives.base import maskable_positions
 from dllm_core.objectives.mdlm import MDLMObjective
@@ -103,8 +103,18 @@ class Recording(DiffusionTrainer):
         return loss
 
 
+def in_4_bits(denoiser: Denoiser, folder: Path, device: torch.device) -> Denoiser:
+    """The same model as a recipe with ``load_in_4bit`` gets it; the run of one process, the first, saves it."""
+    if not folder.exists():
+        denoiser.model.save_pretrained(folder)
+    family, config = denoiser.adapter, denoiser.model.config
+    quantized = quantization(device, torch.float32)
+    model = family.load_model(str(folder), config, dtype=torch.float32, quantization=quantized)
+    return Denoiser(model, family, special_ids=IDS)
+
+
 def run(folder: Path, engine: str, name: str) -> dict[str, object]:
-    """Train one objective; ``mdlm``, ``mdlm-accumulated`` (two micro-batches a step), ``bd3lm`` or ``lora``."""
+    """Train one of ``mdlm``, ``mdlm-accumulated`` (two micro-batches a step), ``bd3lm``, ``lora``, ``qlora``."""
     accumulation = 2 if name == "mdlm-accumulated" else 1
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     args = DiffusionArguments(
@@ -121,8 +131,10 @@ def run(folder: Path, engine: str, name: str) -> dict[str, object]:
         train_sampling_strategy="sequential",
         **engine_arguments(engine),
     )
-    denoiser = fresh_denoiser()
-    if name == "lora":
+    denoiser = fresh_denoiser(hidden_size=64, intermediate_size=128) if name == "qlora" else fresh_denoiser()
+    if name == "qlora":
+        denoiser = in_4_bits(denoiser, folder / "base", args.device)
+    if name in ("lora", "qlora"):
         denoiser = add_lora(denoiser, LoraSection(r=4, alpha=8), base="nowhere")
     trainer = Recording(
         denoiser,

@@ -41,8 +41,9 @@ def train(folder: Path, engine: str, processes: int) -> dict[str, dict]:
 
 
 def objectives(engine: str) -> list[str]:
-    with_blocks = importlib.util.find_spec("dllm_core.objectives.bd3lm") is not None
-    return [*OBJECTIVES, *(["bd3lm"] if with_blocks and engine in ("single", "ddp", "zero3") else [])]
+    blocks = ["bd3lm"] if engine in ("single", "ddp", "zero3") else []
+    in_4_bits = importlib.util.find_spec("bitsandbytes") is not None and engine in ("single", "ddp", "zero2")
+    return [*OBJECTIVES, *blocks, *(["qlora"] if in_4_bits else [])]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def alone(runs) -> dict[str, dict]:
     [("ddp", "MULTI_CPU", None), ("zero1", "DEEPSPEED", 1), ("zero2", "DEEPSPEED", 2), ("zero3", "DEEPSPEED", 3)],
 )
 def test_two_processes_give_the_losses_of_one(runs, alone, engine, kind, stage):
-    """Over ten steps, to 1e-6; with and without accumulation, full and LoRA; and the weights that they save."""
+    """Over ten steps, to 1e-6; with and without accumulation, full, LoRA and QLoRA; and the weights that they save."""
     if stage is not None:
         pytest.importorskip("deepspeed")
     for name, result in train(runs, engine, 2).items():
@@ -70,7 +71,7 @@ def test_two_processes_give_the_losses_of_one(runs, alone, engine, kind, stage):
         assert len(result["losses"]) == 10
         assert result["losses"] == pytest.approx(alone[name]["losses"], rel=1e-6), name
         assert result["losses"][-1] < result["losses"][0]
-        file = "adapter_model.safetensors" if name == "lora" else "model.safetensors"
+        file = "adapter_model.safetensors" if "lora" in name else "model.safetensors"
         got, want = (load_file(runs / f"{place}-{name}" / file) for place in (engine, "single"))
         assert got.keys() == want.keys()
         for weight in got:
