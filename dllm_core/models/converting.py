@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from dllm_core import registry
 from dllm_core.errors import AmbiguousComponentError, UnknownComponentError, did_you_mean
 from dllm_core.models.loading import from_checkpoint, pick_dtype, read_config, resolve_path
@@ -72,9 +74,10 @@ def convert_checkpoint(
     wanted = pick_dtype(dtype)
     check_free(output)
     path = resolve_path(source)
-    converted = from_checkpoint(
-        path, lambda: converter(path, dtype=wanted, logits_are_shifted=logits_are_shifted, revision=revision)
-    )
+    with torch.random.fork_rng(devices=[]):  # Hugging Face draws what is then overwritten
+        converted = from_checkpoint(
+            path, lambda: converter(path, dtype=wanted, logits_are_shifted=logits_are_shifted, revision=revision)
+        )
     save_checkpoint(converted.model, converted.tokenizer, output)
     return converted
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedConfig
 
-START, END, THINK = "<|im_start|>", "<|endoftext|>", ("<think>", "</think>")
+START, END, UNKNOWN = "<|im_start|>", "<|endoftext|>", "<|unk|>"
+THINK = ("<think>", "</think>")
 CHARACTERS = "\n" + "".join(chr(code) for code in range(32, 127))
 ROOM = 128  # rows of the embedding: enough for all tokens and the mask
 CONTEXT = 64
@@ -77,18 +78,22 @@ def diffusion_config(source_type: str, vocab_size: int = ROOM) -> PreTrainedConf
     return made(vocab_size=vocab_size, **SPECIAL, **OWN_SIZES[source_type])
 
 
+def vocabulary(source_type: str = "qwen3") -> dict[str, int]:
+    """Token -> id: the special tokens of an architecture without its mask, then the characters."""
+    special = dict.fromkeys([END, START, *THINK, *architecture(source_type).eot_tokens, UNKNOWN])
+    return {token: number for number, token in enumerate([*special, *CHARACTERS])}
+
+
 def build_tokenizer(source_type: str = "qwen3") -> PreTrainedTokenizerFast:
-    """Characters, and the special tokens of an architecture without its mask. 101 to 102 tokens."""
+    """One token a character. 101 or 102 tokens, as the architecture's turns end."""
     ends = architecture(source_type).eot_tokens
-    special = [END, START, *THINK, *ends, "<|unk|>"]
-    vocabulary = {token: number for number, token in enumerate([*special, *CHARACTERS])}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<|unk|>"))
-    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    backend = Tokenizer(models.WordLevel(vocabulary(source_type), unk_token=UNKNOWN))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     backend.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         eos_token=END,
-        unk_token="<|unk|>",
+        unk_token=UNKNOWN,
         extra_special_tokens=[START, *THINK, *ends],
         chat_template=CHAT_TEMPLATE.replace("END_OF_TURN", repr((ends or (END,))[0])),
         clean_up_tokenization_spaces=False,
