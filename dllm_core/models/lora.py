@@ -360,7 +360,7 @@ def _differing(model: nn.Module, recorded: Mapping[str, float]) -> list[str]:
 
 
 def _check_targets(model: PreTrainedModel, targets: Iterable[str], head: str | None) -> None:
-    layers = [name for name, module in model.named_modules() if hasattr(module, "in_features") and name != head]
+    layers = [name for name, module in model.named_modules() if widths(module) is not None and name != head]
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in layers):
             known = sorted({name.rpartition(".")[2] for name in layers})
@@ -385,9 +385,17 @@ def _check_layers(model: PreTrainedModel, folder: Path, advice: str) -> None:
             if layer is None:
                 raise ModelLoadError(f"adapter {folder} has weights for {name!r}, which this model lacks; {advice}")
             shape = file.get_slice(key).get_shape()
-            wide, here = (shape[1], layer.in_features) if part == "A.weight" else (shape[0], layer.out_features)
-            if wide != here:
+            own = widths(layer) or (None, None)
+            wide, here = (shape[1], own[0]) if part == "A.weight" else (shape[0], own[1])
+            if here is not None and wide != here:
                 raise ModelLoadError(f"adapter {folder}: {name!r} is {wide} wide there and {here} here; {advice}")
+
+
+def widths(layer: nn.Module) -> tuple[int, int] | None:
+    """Width of a linear layer's input and output, None for any other module. GPT-2 calls them otherwise."""
+    if hasattr(layer, "in_features"):
+        return layer.in_features, layer.out_features
+    return (layer.nx, layer.nf) if hasattr(layer, "nx") else None
 
 
 def _comparable(value: object) -> object:
