@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
@@ -28,6 +29,7 @@ Select = Callable[[Tensor], Tensor]
 
 PIECE_ELEMENTS = {"cpu": 2**20, "cuda": 2**27}  # logits at a time: what a cache holds, and what keeps a GPU busy
 FEWEST_COLUMNS = 256  # of a slice of the vocabulary: below that the matrix products starve
+UNKNOWN_VOCABULARY = 2**17  # of a head that shows no weight
 KERNEL_DEVICES = ("cuda",)  # where cut-cross-entropy runs
 
 
@@ -105,7 +107,8 @@ def rows_scored(head: nn.Module, select: Select, targets: Tensor) -> Iterator[No
     def after(_: nn.Module, inputs: tuple, logits: Tensor) -> Tensor | None:
         if threading.get_ident() != thread:
             return None
-        return score(head, waiting.pop(), targets)[None, :, None]
+        nll = score(head, waiting.pop(), targets)
+        return nll.reshape(1, -1, 1).clone()  # not a view: FSDP hangs its hook on this tensor
 
     handles = [head.register_forward_pre_hook(before), head.register_forward_hook(after, prepend=True)]
     try:
@@ -126,14 +129,13 @@ def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
 def score(head: nn.Module, rows: Tensor, targets: Tensor) -> Tensor:
     """-log p of the targets (N,) under the head's logits of the rows (N, H); (N,), as of `token_nll`.
 
-    No tensor of N x V elements is made, in the backward pass neither.
+    No tensor of N x V elements is made, in the backward pass neither (but by a head of several layers whose weights
+    ZeRO-3 or FSDP spread one by one: that is called once).
     """
-    if not len(rows):  # through the head still: its weights get their gradient of zero, which DDP waits for
-        return token_nll(head.forward(rows), targets)
-    if _is_plain(head):
+    if len(rows) and _is_plain(head):
         return _score_linear(rows, head.weight, head.bias, targets)
-    vocabulary = head.weight.shape[0] if hasattr(head, "weight") else 2**16
-    count = max(1, _piece_elements(rows) // vocabulary)
+    # No rows go through the head as one empty chunk: DDP waits for its weights' gradients, though they are zero.
+    count = _rows_of_a_chunk(head, rows)
     parts = []
     for some, wanted in zip(rows.split(count), targets.split(count), strict=True):
         parts.append(checkpoint(_score_chunk, head, some, wanted, use_reentrant=False))
@@ -147,6 +149,22 @@ def _score_chunk(head: nn.Module, rows: Tensor, targets: Tensor) -> Tensor:
 def _is_plain(head: nn.Module) -> bool:
     """Whether the head's logits are nothing but ``rows @ weight.T + bias``, with a whole weight in this process."""
     return type(head) is nn.Linear and "forward" not in vars(head) and not isinstance(head.weight, DTensor)
+
+
+def _rows_of_a_chunk(head: nn.Module, rows: Tensor) -> int:
+    if _gathers_by_parts(
+        head
+    ):  # at every call: processes with different N must not call it a different number of times
+        return max(1, len(rows))
+    vocabulary = head.weight.shape[0] if hasattr(head, "weight") else UNKNOWN_VOCABULARY
+    return max(1, _piece_elements(rows) // vocabulary)
+
+
+def _gathers_by_parts(head: nn.Module) -> bool:
+    """Whether layers within the head (LoRA's) gather weights that ZeRO-3 or FSDP spread over processes."""
+    parts = list(head.modules())[1:]
+    spread = any(hasattr(weight, "ds_id") for part in parts for weight in part.parameters(recurse=False))
+    return spread or any(isinstance(part, FSDPModule) for part in parts)
 
 
 def _piece_elements(rows: Tensor) -> int:
