@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from dllm_core.errors import DataError, OptionError
 from dllm_core.models.denoiser import Denoiser
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_TRAINING, _EVALUATION = 0, 1  # the two streams of noise
+_TRAINING, _EVALUATION, _ORDER = 0, 1, 2  # the streams of noise, and the one of the order of examples
 
 
 class DiffusionTrainer(Trainer):
@@ -85,7 +86,7 @@ class DiffusionTrainer(Trainer):
         self.objective = self.default_objective(args) if objective is None else objective
         self.denoiser = model if isinstance(model, Denoiser) else denoiser_from(None, model, processing_class)
         self.average: WeightAverage | None = None  # of the weights, where args.ema_decay asks for it
-        self._micro_step = 0
+        self._micro_step = self._epoch = 0
         self._evaluation_totals: list[Tensor] = []
         self._is_writing = False
         if args.n_gpu > 1:
@@ -146,7 +147,15 @@ class DiffusionTrainer(Trainer):
         if self.state.global_step >= self.state.max_steps:  # resumed at the end; the base class trains a step more
             self.control.should_training_stop = True
             return
+        self._epoch = options["epoch"]
         super()._run_epoch(**options)
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> torch.utils.data.Sampler | None:
+        sampler = super()._get_train_sampler(train_dataset)
+        if not isinstance(sampler, LengthGroupedSampler):
+            return sampler
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return KeyedSampler(sampler, lambda: key_from(seed, _ORDER, self._epoch))
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -307,6 +316,24 @@ class DiffusionTrainer(Trainer):
             metrics = bounds(*totals.tolist())
             output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output
+
+
+class KeyedSampler(torch.utils.data.Sampler):
+    """The order that another sampler gives, drawn for each pass from a key alone.
+
+    That one draws from the process's own stream, which a run that is resumed in a later epoch has at another place.
+    """
+
+    def __init__(self, sampler: LengthGroupedSampler, key: Callable[[], int]) -> None:
+        self.sampler = sampler
+        self.key = key
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[int]:
+        self.sampler.generator = torch.Generator().manual_seed(self.key())
+        return iter(self.sampler)
 
 
 class UpdateAverage(TrainerCallback):

@@ -233,18 +233,23 @@ def test_noise_differs_by_step_and_micro_step_and_repeats_by_seed(tmp_path):
     assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
 
-def test_a_resumed_run_ends_in_the_same_bits(tmp_path):
-    options = {
-        "gradient_accumulation_steps": 2,
-        "max_steps": 6,
-        "save_strategy": "steps",
-        "save_steps": 2,
-        "train_sampling_strategy": "random",
-    }
+@pytest.mark.parametrize("step", [2, 8, 10])  # within the first epoch of 8 steps, between them, within the second
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"train_sampling_strategy": "random", "max_steps": 12},
+        {"train_sampling_strategy": "group_by_length", "max_steps": -1, "num_train_epochs": 1.5},
+        {"train_sampling_strategy": "random", "max_steps": 12, "dataloader_num_workers": 1, "ema_decay": 0.9},
+    ],
+    ids=["random", "group_by_length", "workers"],
+)
+def test_a_resumed_run_ends_in_the_same_bits(tmp_path, options, step):
+    options |= {"gradient_accumulation_steps": 2, "save_strategy": "steps", "save_steps": 2}
     whole, want = record(tmp_path / "whole", **options)
-    rest, got = record(tmp_path / "again", resume=tmp_path / "whole" / "checkpoint-2", **options)
-    assert len(rest) == 8
-    assert all(torch.equal(a, b) for a, b in zip(whole[4:], rest, strict=True))
+    rest, got = record(tmp_path / "again", resume=tmp_path / "whole" / f"checkpoint-{step}", **options)
+    assert len(whole) == 24
+    assert len(rest) == 2 * (12 - step)
+    assert all(torch.equal(a, b) for a, b in zip(whole[2 * step :], rest, strict=True))
     assert torch.equal(got, want)
 
 
