@@ -11,7 +11,7 @@ from dllm_core.cli.output import working
 
 EPILOG = """\b
 Examples:
-  dllm merge GSAI-ML/LLaDA-8B-Base my-adapter my-model
+  dllm merge owner/model my-adapter my-model
   dllm merge my-base my-adapter my-model --dtype bfloat16
 """
 

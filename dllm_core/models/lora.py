@@ -144,7 +144,7 @@ def lora_config(model: PreTrainedModel, family: ModelAdapter, section: LoraSecti
         lora_alpha=section.alpha,
         lora_dropout=section.dropout,
         target_modules=targets if targets == ALL_LINEAR else list(targets),
-        # A head may be called what a layer of every block is called (LLaDA's is). A list would be of endings.
+        # A head may be called what a layer of every block is called. A list would be one of endings.
         exclude_modules=None if targets == ALL_LINEAR or head is None else re.escape(head),
     )
 
