@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator
 
@@ -152,6 +153,24 @@ class SpecChecks(PluginSuite):
             own = import_string(spec.target).model_types
             expect(spec.model_types, f"adapter {spec.name} serves no model_type; list those of its config.json files")
             expect_equal(sorted(spec.model_types), sorted(own), f"adapter {spec.name}: model_types of spec and class")
+
+    def test_converters_resolve(self) -> None:
+        """A converter that an adapter's spec names imports and can be called as the core calls it.
+
+        Why: it is imported on first use only, after a checkpoint of many gigabytes was downloaded.
+
+        Mend: correct ``ModelAdapterSpec.converter``; give its function the arguments of
+        ``dllm_core.models.converting.Converter``.
+        """
+        for spec in self.loaded().of(ModelAdapterSpec):
+            if spec.converter is None:
+                continue
+            try:
+                converter = import_string(spec.converter)
+                signature = inspect.signature(converter)
+                signature.bind("source", dtype="auto", logits_are_shifted=False, revision=None)
+            except (ComponentLoadError, TypeError) as error:
+                raise AssertionError(f"adapter {spec.name}: converter {spec.converter}: {error}") from error
 
     def checkpoints(self) -> list:
         """The bundled checkpoints of all its adapters."""

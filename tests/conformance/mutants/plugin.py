@@ -260,6 +260,20 @@ MUTANTS = [
         files=changed('("llada",)', '("llada", "llada2")'),
     ),
     broken(
+        "test_converters_resolve",
+        "no_module",
+        "names a converter that is not there",
+        files=changed('model_types=("llada",),', 'model_types=("llada",), converter="dllm_llada.converting:convert",'),
+    ),
+    broken(
+        "test_converters_resolve",
+        "other_arguments",
+        "names a converter that takes other arguments",
+        files=changed(
+            'model_types=("llada",),', 'model_types=("llada",), converter="dllm_core.models.loading:read_config",'
+        ),
+    ),
+    broken(
         "test_entry_point_names_a_module", "object", "names an object, no module", target="{package}.plugin:__doc__"
     ),
     broken("test_entry_point_names_a_module", "upper_entry_point", "is called Acme", plugin="Acme"),
