@@ -44,7 +44,7 @@ def configuration(recipe: Recipe, trainer: DiffusionTrainer) -> Iterator[Row]:
     options = dataclasses.asdict(objective) if dataclasses.is_dataclass(objective) else {}
     yield from _rows("objective", {**recipe.objective, **options})
     args = trainer.args
-    yield from _rows("training", {**{name: getattr(args, name) for name in SHOWN}, **recipe.training})
+    yield from _rows("training", {name: getattr(args, name) for name in (*SHOWN, *recipe.training)})
     batch, micro, processes = args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size
     product = f"{batch} x {micro} micro-batches x {processes} processes"
     yield "training", "examples a step", f"{batch * micro * processes} = {product}"
