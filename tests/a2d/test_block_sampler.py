@@ -122,3 +122,18 @@ def test_fewer_passes_are_taken_and_fewer_positions_computed(folder, case):
     stats = sampler_of(folder, case, stop_at_eos=False).sample(case["prompts"]).stats
     assert stats.forward_passes < case["nfe"]
     assert stats.positions_processed < case["forward_tokens"]
+
+
+@pytest.mark.slow  # torch compiles a kernel for each shape
+@pytest.mark.parametrize("policy", ["block", "none"])
+def test_flex_attention_writes_the_same(policy):
+    """Flex attention takes no dense mask: it ignores one, or on the CPU ends the process."""
+    special_ids = json.loads((GOLDENS / "qwen3" / "block_cases.json").read_text())["special_ids"]
+    flex = dllm.load(
+        GOLDENS / "qwen3", dtype="float32", special_ids=special_ids, attn_implementation="flex_attention", device="cpu"
+    )
+    options = {"max_new_tokens": 12, "block_size": 4, "cache": policy}
+    want, got = (
+        dllm.BD3LMSampler(each, **options).sample([[1, 2, 3], [4]]) for each in (denoiser("qwen3", False), flex)
+    )
+    assert torch.equal(got.sequences, want.sequences)

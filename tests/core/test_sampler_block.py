@@ -211,14 +211,11 @@ def test_infilling_is_that_of_no_cache_and_touches_masks_only(data, block_size, 
 
 
 @pytest.mark.parametrize("policy", ["block", "none"])
-@pytest.mark.parametrize("implementation", ["eager", "flex_attention"])
-def test_every_attention_implementation_writes_the_same(implementation, policy):
-    """Flex attention takes no dense mask and eager no bool one; both are silently wrong with them."""
-    options = {"max_new_tokens": 9, "block_size": 3, "cache": policy}
-    prompts = [[3, 4, 5, 6], [7]]
-    want, got = (
-        dllm.BD3LMSampler(denoiser(False, each), **options).sample(prompts) for each in ("sdpa", implementation)
-    )
+def test_eager_attention_writes_the_same(policy):
+    """Eager attention would add a bool pattern to the scores as 0 and 1."""
+    options = {"max_new_tokens": 12, "block_size": 4, "cache": policy}
+    prompts = [[3, 4, 5], [7]]
+    want, got = (dllm.BD3LMSampler(denoiser(False, each), **options).sample(prompts) for each in ("sdpa", "eager"))
     assert torch.equal(got.sequences, want.sequences)
 
 
