@@ -33,12 +33,13 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 # ------------------------------------------------------------------------------------------------------------ data
 
 
-def check_examples(dataset: Iterable, context_length: int | None) -> None:
+def check_examples(dataset: Iterable, context_length: int | None, *, kind: str = "training") -> None:
     """Raise where no example has a token to learn, or one is longer than the model reads.
 
     Args:
         dataset: a list or Hugging Face dataset is looked at whole, a stream at its first `PEEKED` examples (a stream
             that can be read only once not at all). Examples without ``input_ids`` are another objective's business.
+        kind: what the examples are for: evaluation should not fail hours later either.
 
     Raises:
         DataError: see above, or there is no example at all.
@@ -51,16 +52,16 @@ def check_examples(dataset: Iterable, context_length: int | None) -> None:
             break
     else:
         if count == 0:
-            raise DataError("the training data hold no example; check the split and what was filtered out")
+            raise DataError(f"the {kind} data hold no example; check the split and what was filtered out")
         raise DataError(
-            f"none of {count} examples has a token to learn: every label is {IGNORED_LABEL}; check mask_prompt_loss, "
-            "and whether truncation cut the responses off"
+            f"none of {count} {kind} examples has a token to learn: every label is {IGNORED_LABEL}; check "
+            "mask_prompt_loss, and whether truncation cut the responses off"
         )
     longest = max(_lengths(dataset), default=0)
     if context_length is not None and longest > context_length:
         raise DataError(
-            f"an example is {longest} tokens long, the model reads at most {context_length}; set data.max_length to "
-            f"{context_length} or less"
+            f"one of the {kind} examples is {longest} tokens long, the model reads at most {context_length}; set "
+            f"data.max_length to {context_length} or less"
         )
 
 

@@ -126,8 +126,10 @@ class DiffusionTrainer(Trainer):
                 raise OptionError(f"no whole checkpoint in {self.args.output_dir!r}; train without resuming")
             resume_from_checkpoint = str(newest)
         check_average(self.args)
-        if self.train_dataset is not None:
-            check_examples(self.train_dataset, self.denoiser.context_length)
+        evaluated = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
+        for kind, dataset in (("training", self.train_dataset), *(("evaluation", one) for one in evaluated.values())):
+            if dataset is not None:
+                check_examples(dataset, self.denoiser.context_length, kind=kind)
         if resume_from_checkpoint:
             check_resume(self.denoiser, Path(resume_from_checkpoint), averages=bool(self.args.ema_decay))
         if self.args.should_save:

@@ -82,7 +82,7 @@ def refused(recipe_overrides: list[str], output: Path, *, resume: bool = False) 
         (["tokenizer.builder=PARTS:no_mask"], "no mask token is known"),
         (
             ["data.generator=PARTS:nothing_to_learn"],
-            "has a token to learn: every label is -100; check mask_prompt_loss",
+            "has a token to learn: every label is -100; check",
         ),
         (["data.generator=PARTS:too_long"], "17 tokens long, the model reads at most 16; set data.max_length to 16"),
         (["data.generator=PARTS:unequal"], "has 4 input_ids and 3 labels; give one label per token"),

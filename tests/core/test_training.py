@@ -391,13 +391,21 @@ LONG = {"input_ids": [1] * (LENGTH + 1)}
 )
 def test_data_are_looked_at_before_the_first_step(tmp_path, make):
     seen = 256 if make is Stream else 300
-    assert f"none of {seen} examples has a token to learn" in refusal(tmp_path, make([IGNORED] * 300))
+    assert f"none of {seen} training examples has a token to learn" in refusal(tmp_path, make([IGNORED] * 300))
     assert f"{LENGTH + 1} tokens long, the model reads at most {LENGTH}" in refusal(tmp_path, make([ONE] * 9 + [LONG]))
 
 
 @pytest.mark.parametrize("make", [list, Stream])
 def test_no_data_at_all(tmp_path, make):
     assert "hold no example" in refusal(tmp_path, make([]))
+
+
+def test_evaluation_does_not_fail_hours_later(tmp_path):
+    trainer = DiffusionTrainer(
+        denoiser(), arguments(tmp_path), objective=MDLMObjective(), train_dataset=[ONE], eval_dataset={"held": [LONG]}
+    )
+    with pytest.raises(DataError, match="one of the evaluation examples is 7 tokens long, the model reads at most 6"):
+        trainer.train()
 
 
 def test_what_a_filter_left_out_is_not_looked_at(tmp_path):
