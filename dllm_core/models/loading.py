@@ -67,7 +67,8 @@ def load(
         OptionError: an unknown device, dtype or attention implementation, or a package that is not installed.
     """
     _check_implementation(attn_implementation)
-    target, torch_dtype = pick_device(device), pick_dtype(dtype)
+    target = pick_device(device)
+    torch_dtype = _dtype_on(target, dtype)
     adapter_files = None if lora is None else adapter_folder(lora)
     path = resolve_path(name_or_path)
     family = adapter_for(path, adapter, revision)
@@ -78,8 +79,6 @@ def load(
     else:
         tokenizer = family.prepare_tokenizer(tokenizer)
     known_ids(tokenizer, special_ids or {}, family)  # a checkpoint without a mask token fails before its weights load
-    if torch_dtype == "auto" and target.type == "cpu":
-        torch_dtype = torch.float32  # half precision is slow and coarse on most CPUs
     quantized = {"quantization": _quantization_of(family, target, torch_dtype)} if load_in_4bit else {}
     with _bar_for_large_models(path):
         model = from_checkpoint(
@@ -88,8 +87,7 @@ def load(
                 path, config, dtype=torch_dtype, attn_implementation=attn_implementation, revision=revision, **quantized
             ),
         )
-    if not load_in_4bit:  # quantised weights were loaded where they belong
-        model = model.to(target)
+    model = model if load_in_4bit else model.to(target)  # quantised weights were loaded where they belong
     denoiser = Denoiser(model.eval(), family, tokenizer, special_ids=special_ids, logits_are_shifted=logits_are_shifted)
     if adapter_files is None:
         return denoiser
@@ -101,6 +99,12 @@ def _check_implementation(attn_implementation: str | None) -> None:
         raise OptionError(
             f"attn_implementation must be one of {', '.join(IMPLEMENTATIONS)}, got {attn_implementation!r}"
         )
+
+
+def _dtype_on(device: torch.device, dtype: torch.dtype | str) -> torch.dtype | str:
+    """The type asked for; half precision is slow and coarse on most CPUs, so ``"auto"`` does not mean it there."""
+    chosen = pick_dtype(dtype)
+    return torch.float32 if chosen == "auto" and device.type == "cpu" else chosen
 
 
 def _quantization_of(family: ModelAdapter, device: torch.device, dtype: torch.dtype | str) -> Mapping[str, object]:
