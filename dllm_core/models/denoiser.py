@@ -61,7 +61,8 @@ class Denoiser:
         declared = adapter.shifts_logits(self.bare_model.config)
         self.logits_are_shifted = declared if logits_are_shifted is None else logits_are_shifted
         ids = known_ids(tokenizer, special_ids or {}, adapter)
-        self.vocab_size: int = self.bare_model.get_input_embeddings().weight.shape[0]
+        embedding = self.bare_model.get_input_embeddings().weight
+        self.vocab_size: int = getattr(embedding, "ds_shape", embedding.shape)[0]  # ZeRO-3 leaves an empty tensor here
         _check_range(ids, self.vocab_size)
         self.mask_token_id: int = ids["mask"]
         self.eos_token_id: int | None = ids.get("eos")

@@ -16,6 +16,7 @@ import importlib.util
 import json
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -339,14 +340,25 @@ def head_name(model: PreTrainedModel) -> str | None:
 
 def sample_weights(model: nn.Module) -> dict[str, float]:
     """The middle value of some of the model's weights, by name; quantised ones are left out."""
-    names = sorted(name for name, _ in model.named_parameters())
     parameters = dict(model.named_parameters())
-    chosen = names[:: max(1, len(names) // _SAMPLED_WEIGHTS)]
-    return {
-        name: float(parameters[name].detach().reshape(-1)[parameters[name].numel() // 2])
-        for name in chosen
-        if parameters[name].is_floating_point() and parameters[name].numel()
-    }
+    names = sorted(parameters)
+    chosen = {name: parameters[name] for name in names[:: max(1, len(names) // _SAMPLED_WEIGHTS)]}
+    with _whole(chosen.values()):
+        return {
+            name: float(weight.detach().reshape(-1)[weight.numel() // 2])
+            for name, weight in chosen.items()
+            if weight.is_floating_point() and weight.numel()
+        }
+
+
+def _whole(weights: Iterable[nn.Parameter]) -> AbstractContextManager:
+    """Inside, weights that ZeRO-3 has spread over processes are whole on each of them."""
+    spread = [weight for weight in weights if hasattr(weight, "ds_id")]
+    if not spread:
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(spread)
 
 
 def _differing(model: nn.Module, recorded: Mapping[str, float]) -> list[str]:

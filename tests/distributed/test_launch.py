@@ -261,6 +261,20 @@ def test_zero3_from_the_command_line_and_resumed(recipe, tmp_path):
 
 
 @pytest.mark.slow
+def test_zero3_tunes_a_checkpoint(tmp_path):
+    """Weights that are loaded are spread at once: the vocabulary and the adapter's record are read in spite of it."""
+    pytest.importorskip("deepspeed")
+    pytest.importorskip("dllm_llada")
+    out, log = tmp_path / "out", tmp_path / "log"
+    recipe = Path("llada-tiny-lora")
+    options = ["--launch", "zero3", "--processes", "2", "max_steps=2", "eval_strategy=no", "logging_steps=1"]
+    assert start(dllm_train(recipe, out, *options), log).wait() == 0, log.read_text()[-3000:]
+    record = json.loads((out / "dllm_lora.json").read_text())
+    assert len(record["weights"]) > 30
+    dllm.load("llada-tiny", lora=out, device="cpu")
+
+
+@pytest.mark.slow
 def test_fsdp_on_a_cpu_is_refused(recipe, tmp_path):
     """Accelerate would train with DDP and say nothing."""
     pytest.importorskip("dllm_llada")
