@@ -5,6 +5,7 @@ Shapes: B rows, L canvas length, M open positions, V vocabulary.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import ClassVar
@@ -13,9 +14,23 @@ import torch
 from torch import Tensor
 
 from dllm_core.conformance.counting import counted
+from dllm_core.conformance.deep import deep_denoiser
 from dllm_core.conformance.expect import expect, expect_close, expect_equal
 from dllm_core.conformance.part_suite import PartSuite
-from dllm_core.conformance.sampler_suite import CANVASES, MASK, NEW, PAD, PROMPTS, STEPS, fresh, steps_of, texts
+from dllm_core.conformance.sampler_suite import (
+    CANVASES,
+    END,
+    LENGTH,
+    MASK,
+    NEW,
+    PAD,
+    PROMPTS,
+    STEPS,
+    VOCAB,
+    fresh,
+    steps_of,
+    texts,
+)
 from dllm_core.conformance.suite import requires
 from dllm_core.errors import OptionError
 from dllm_core.models.denoiser import Denoiser
@@ -55,6 +70,10 @@ class CachePolicyTests(PartSuite):
     exact: ClassVar[bool] = False
     refresh_options: ClassVar[Mapping[str, object]] = {}
     tolerance: ClassVar[float] = 1e-6
+
+    def deep_denoiser(self, shifted: bool) -> Denoiser:
+        """A model of several layers: what it keeps of a position tells what that position could see."""
+        return deep_denoiser(VOCAB, LENGTH, eos=END, pad=PAD, shifted=shifted)
 
     def attentions(self) -> tuple[str, ...]:
         """The kinds of attention that the policy serves."""
@@ -263,10 +282,13 @@ class CachePolicyTests(PartSuite):
 
     def _expect_no_cache(self, own: Mapping[str, object]) -> None:
         for kind, options in self.runs():
-            for shifted in (False, True):
-                denoiser = self.denoiser(shifted=shifted)
+            # Greedy runs are enough for the deep model, whose forward passes take longer.
+            depths = (False,) if options.get("temperature") else (False, True)
+            for shifted, is_deep in itertools.product((False, True), depths):
+                denoiser = self.deep_denoiser(shifted) if is_deep else self.denoiser(shifted=shifted)
                 samplers = [self.sampler(part, denoiser, kind, **options) for part in (self.make(**own), NoCache())]
                 words = f"{kind} attention, {options}, {'right-shifted' if shifted else 'plain'} logits"
+                words += " of a deep model" if is_deep else ""
                 self._expect_equal_runs(*samplers, words)
 
     def _expect_equal_runs(self, sampler: Sampler, plain_sampler: Sampler, words: str) -> None:

@@ -115,6 +115,15 @@ class KeepsBlocksAsTheyWereRun(FinishedBlocksRun):
         return super().logits(view)
 
 
+class LooksAheadRun(FinishedBlocksRun):
+    """The block that is computed once more looks at the one behind it, which its keys then tell of."""
+
+    def logits(self, view: View) -> Answer:
+        layout = view.layout
+        no_grid = replace(layout, origins=torch.zeros_like(layout.origins), block_size=max(layout.lengths))
+        return super().logits(replace(view, layout=no_grid))
+
+
 class KeepsTheWrongRowsRun(FinishedBlocksRun):
     def keep(self, rows: Tensor) -> None:
         super().keep(torch.arange(len(rows)))
@@ -194,6 +203,12 @@ MUTANTS = [
                 KeepsBlocksAsTheyWereRun,
                 BLOCK,
                 "keeps a block's keys from before its last tokens were written",
+            ),
+            (
+                "test_every_step_is_that_of_no_cache",
+                LooksAheadRun,
+                BLOCK,
+                "lets the prompt and finished blocks look at the block behind them",
             ),
             (
                 "test_every_step_is_that_of_no_cache",
