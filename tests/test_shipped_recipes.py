@@ -21,7 +21,7 @@ def test_all_are_found_under_their_plugins_names():
 @pytest.mark.parametrize("file", IN_THE_TREE, ids=lambda file: file.stem)
 def test_a_recipe_can_be_started(file):
     recipe = load_recipe(file)
-    check_recipe(recipe)
+    check_recipe(recipe, elsewhere=True)  # many are for GPUs
     assert 0 < len(recipe.summary) <= LONGEST_SUMMARY
     assert recipe.training, "a recipe says how long and how fast"
     assert file.stem.startswith(file.parents[1].name.removeprefix("dllm_")), "names begin with the plugin's"

@@ -79,7 +79,7 @@ def command(
     if dry_run or starts_others:
         from dllm_core.training.run import check_recipe
 
-        check_recipe(resolved)
+        check_recipe(resolved, elsewhere=job.is_wanted)
     if dry_run:
         click.echo(resolved.as_yaml(), nl=False)
     if starts_others:

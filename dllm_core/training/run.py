@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -98,22 +99,26 @@ def _say(args: DiffusionArguments, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def check_recipe(recipe: Recipe) -> None:
+def check_recipe(recipe: Recipe, *, elsewhere: bool = False) -> None:
     """Raise what training would, as far as that shows without weights, data or network.
+
+    Args:
+        elsewhere: it is going to train on another machine: what GPU and which folders this one has says nothing.
 
     Raises:
         UnknownComponentError, OptionError: no such objective or family, an unknown option or training argument.
         ModelLoadError: a checkpoint that is no folder, no bundled one and no hub id.
         ComponentLoadError: an import string that leads nowhere.
     """
-    training_arguments(recipe, Path())
+    there = {"use_cpu": True, "fp16": False} if elsewhere else {}
+    training_arguments(replace(recipe, training={**recipe.training, **there}), Path())
     _objective(recipe)
     for target in (recipe.tokenizer.builder, recipe.data.generator):
         if target is not None:
             import_string(target)
-    if recipe.model.checkpoint is not None:
+    if recipe.model.checkpoint is not None and not elsewhere:
         resolve_path(recipe.model.checkpoint)
-    else:
+    elif recipe.model.adapter is not None:
         registry.load("adapter", recipe.model.adapter)
 
 

@@ -191,6 +191,18 @@ def test_a_script_is_written_or_submitted(recipe, tmp_path, slurm):
     assert slurm.read_text().count("\n") == 1
 
 
+def test_a_job_may_need_what_this_machine_lacks(recipe, tmp_path, monkeypatch):
+    """A GPU, as on the login node of a cluster; what is wrong on any machine is still found."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    recipe.write_text(RECIPE.replace("use_cpu: true", "bf16: true"))
+    script = ["--launch", "ddp", "--processes", "2", "--slurm-script", str(tmp_path / "job.sbatch")]
+    assert CliRunner().invoke(root, arguments(recipe, tmp_path / "out", *script)).exit_code == 0
+    with pytest.raises(OptionError, match="unknown option 'bf61'"):
+        CliRunner().invoke(
+            root, arguments(recipe, tmp_path / "out", *script, "training.bf61=true"), catch_exceptions=False
+        )
+
+
 def test_no_sbatch_here(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(DllmError, match="no sbatch on this machine; copy"):
