@@ -66,8 +66,17 @@ def test_convert_train_save_load_generate_and_score(objective, sampler, shift, s
 
 
 @pytest.mark.parametrize("name", [name for name in find_recipes() if name.startswith("a2d/")])
-def test_recipes_are_whole(name):
-    check_recipe(load_recipe(name, ["training.use_cpu=true"]))
+def test_recipes_run_on_what_they_name(name, causal, tmp_path, monkeypatch):
+    """A step of each, with a small model in the place of Qwen3-0.6B."""
+    monkeypatch.chdir(tmp_path)
+    convert_checkpoint(causal("qwen3")[0], "qwen3-0.6b-a2d", to="a2d")
+    lines = (json.dumps(one) for one in examples(split="train", seed=0, count=8))
+    Path("tiny-a2d.jsonl").write_text("\n".join(lines))
+    changes = ["training.use_cpu=true", "training.max_steps=1", "per_device_train_batch_size=2"]
+    recipe = load_recipe(name, changes)
+    check_recipe(recipe)
+    train(recipe, tmp_path / "trained")
+    assert dllm.load(tmp_path / "trained", device="cpu").mask_token_id == 102
 
 
 def test_the_recipes_are_here():
