@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from dllm_core.conformance.objective import ObjectiveTests
 from dllm_core.models.denoiser import Denoiser
@@ -35,7 +36,11 @@ class Reads(MDLMObjective):
 
     def loss(self, denoiser, batch, corruption, *, normalizer=None) -> ObjectiveOutput:
         around = copy.copy(denoiser)
-        around.logits = lambda ids, mask=None, *, at: self.scores(denoiser, ids, mask, at)
+
+        def nll(ids, mask=None, *, at, targets, position_ids=None, attention=None) -> Tensor:
+            return functional.cross_entropy(self.scores(denoiser, ids, mask, at), targets[at], reduction="none")
+
+        around.nll = nll
         return super().loss(around, batch, corruption, normalizer=normalizer)
 
     def scores(self, denoiser: Denoiser, ids: Tensor, mask: Tensor | None, at: Tensor) -> Tensor:
