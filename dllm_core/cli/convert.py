@@ -11,7 +11,7 @@ from dllm_core.cli.output import working
 
 EPILOG = """\b
 Examples:
-  dllm convert --to a2d Qwen/Qwen3-0.6B my-model
+  dllm convert --to a2d OWNER/MODEL my-model
   dllm convert --to a2d my-causal-model my-model --shift --dtype bfloat16
 """
 
