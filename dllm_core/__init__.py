@@ -40,6 +40,7 @@ _EXPORTS = {
     "ModelAdapter": "dllm_core.models",
     "ModelArguments": "dllm_core.models.arguments",
     "DataArguments": "dllm_core.data.arguments",
+    "load_dataset": "dllm_core.data",
     "objective": "dllm_core.objectives",
     "Objective": "dllm_core.objectives",
     "ObjectiveOutput": "dllm_core.objectives",
@@ -58,11 +59,17 @@ _EXPORTS = {
     "BD3LMConfig": "dllm_core.training",
     "MDLMTrainer": "dllm_core.training",
     "MDLMConfig": "dllm_core.training",
+    "AppendEOSBlockWrapper": "dllm_core.training",
+    "NoAttentionMaskWrapper": "dllm_core.training",
+    "PackingCollator": "dllm_core.training",
+    "PrependBOSWrapper": "dllm_core.training",
+    "RandomTruncateWrapper": "dllm_core.training",
 }
-_SUBMODULES = ("display", "evaluation", "models", "noise", "objectives", "samplers", "training", "utils")
+_SUBMODULES = ("data", "display", "evaluation", "models", "noise", "objectives", "samplers", "training", "utils")
 
 if TYPE_CHECKING:  # the same names, for type checkers and editors
-    from dllm_core import display, evaluation, models, noise, objectives, samplers, training, utils
+    from dllm_core import data, display, evaluation, models, noise, objectives, samplers, training, utils
+    from dllm_core.data import load_dataset
     from dllm_core.data.arguments import DataArguments
     from dllm_core.models import Denoiser, ModelAdapter, load
     from dllm_core.models.arguments import ModelArguments
@@ -78,10 +85,22 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
         Step,
         sampler,
     )
-    from dllm_core.training import BD3LMConfig, BD3LMTrainer, DiffusionTrainer, MDLMConfig, MDLMTrainer
+    from dllm_core.training import (
+        AppendEOSBlockWrapper,
+        BD3LMConfig,
+        BD3LMTrainer,
+        DiffusionTrainer,
+        MDLMConfig,
+        MDLMTrainer,
+        NoAttentionMaskWrapper,
+        PackingCollator,
+        PrependBOSWrapper,
+        RandomTruncateWrapper,
+    )
 
 __all__ = [
     "AmbiguousComponentError",
+    "AppendEOSBlockWrapper",
     "BD3LMConfig",
     "BD3LMSampler",
     "BD3LMTrainer",
@@ -106,11 +125,15 @@ __all__ = [
     "ModelAdapterSpec",
     "ModelArguments",
     "ModelLoadError",
+    "NoAttentionMaskWrapper",
     "Objective",
     "ObjectiveOutput",
     "ObjectiveSpec",
     "OptionError",
+    "PackingCollator",
+    "PrependBOSWrapper",
     "PromptError",
+    "RandomTruncateWrapper",
     "SampleOutput",
     "Sampler",
     "SamplerSpec",
@@ -118,10 +141,12 @@ __all__ = [
     "UnknownComponentError",
     "UsageError",
     "__version__",
+    "data",
     "display",
     "evaluation",
     "hookimpl",
     "load",
+    "load_dataset",
     "models",
     "noise",
     "objective",

@@ -8,11 +8,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dllm_core import registry
-from dllm_core.errors import ModelLoadError
+from dllm_core.errors import ModelLoadError, OptionError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from dllm_core.data import DataArguments, Prepared
     from dllm_core.models.arguments import ModelArguments
 
 
@@ -47,6 +48,26 @@ def get_tokenizer(model_args: ModelArguments) -> PreTrainedTokenizerBase:
     if tokenizer is None:
         raise ModelLoadError(f"{path} has no tokenizer; add its tokenizer.json, or use dllm.load(..., special_ids=...)")
     return tokenizer
+
+
+def get_dataset(data_args: DataArguments, tokenizer: PreTrainedTokenizerBase) -> Prepared:
+    """The examples that the arguments name, to train and to evaluate on.
+
+    Raises:
+        OptionError: no data set is named.
+        DataError: the data set is not there, or makes no example.
+    """
+    from dllm_core.data import load_dataset
+
+    if data_args.dataset_args is None:
+        raise OptionError("no data set is named; give --dataset_args, for example a file of JSON lines")
+    return load_dataset(
+        data_args.dataset_args,
+        tokenizer=tokenizer,
+        max_length=data_args.max_length,
+        truncation=data_args.truncation,
+        num_proc=data_args.num_proc,
+    )
 
 
 def _name(model_args: ModelArguments) -> str:

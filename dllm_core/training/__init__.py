@@ -10,9 +10,17 @@ if TYPE_CHECKING:
     from dllm_core.training.bd3lm import BD3LMTrainer
     from dllm_core.training.collator import DiffusionCollator
     from dllm_core.training.mdlm import MDLMTrainer
+    from dllm_core.training.packing import PackingCollator
     from dllm_core.training.recipes import Recipe, find_recipes, load_recipe
     from dllm_core.training.run import train
     from dllm_core.training.trainer import DiffusionTrainer
+    from dllm_core.training.wrappers import (
+        AppendEOSBlockWrapper,
+        CollatorWrapper,
+        NoAttentionMaskWrapper,
+        PrependBOSWrapper,
+        RandomTruncateWrapper,
+    )
 
 _EXPORTS = {
     "BD3LMConfig": "dllm_core.training.arguments",
@@ -22,6 +30,12 @@ _EXPORTS = {
     "DiffusionTrainer": "dllm_core.training.trainer",
     "MDLMConfig": "dllm_core.training.arguments",
     "MDLMTrainer": "dllm_core.training.mdlm",
+    "PackingCollator": "dllm_core.training.packing",
+    "AppendEOSBlockWrapper": "dllm_core.training.wrappers",
+    "CollatorWrapper": "dllm_core.training.wrappers",
+    "NoAttentionMaskWrapper": "dllm_core.training.wrappers",
+    "PrependBOSWrapper": "dllm_core.training.wrappers",
+    "RandomTruncateWrapper": "dllm_core.training.wrappers",
     "Recipe": "dllm_core.training.recipes",
     "find_recipes": "dllm_core.training.recipes",
     "load_recipe": "dllm_core.training.recipes",
@@ -29,13 +43,19 @@ _EXPORTS = {
 }
 
 __all__ = [
+    "AppendEOSBlockWrapper",
     "BD3LMConfig",
     "BD3LMTrainer",
+    "CollatorWrapper",
     "DiffusionArguments",
     "DiffusionCollator",
     "DiffusionTrainer",
     "MDLMConfig",
     "MDLMTrainer",
+    "NoAttentionMaskWrapper",
+    "PackingCollator",
+    "PrependBOSWrapper",
+    "RandomTruncateWrapper",
     "Recipe",
     "find_recipes",
     "load_recipe",

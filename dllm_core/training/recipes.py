@@ -22,6 +22,7 @@ from typing import TypeVar
 import yaml
 
 from dllm_core.config import at_least, from_mapping, parse_assignments
+from dllm_core.data.rendering import DataOptions
 from dllm_core.errors import (
     AmbiguousComponentError,
     ComponentLoadError,
@@ -97,7 +98,14 @@ class DataSection:
         eval_count: examples generated, or read from the start of ``eval_file``, for evaluation; 0: none.
         train_file, eval_file: JSON-lines files instead of a generator, each line with ``input_ids`` (and perhaps
             ``labels``) or with ``text``.
-        seed: of the generator.
+        dataset: data sets instead (`dllm_core.data.grammar`), or a folder from ``dllm data prepare``; at most
+            ``eval_count`` of their rows for evaluation are used.
+        format, max_length, truncation, mask_prompt_loss, supervised, insert_eos, streaming, num_proc: see
+            `dllm_core.data.DataOptions`; ``max_length`` None: 1024, or what the model reads where that is less.
+        packing: put several examples into rows of ``max_length``, see `PackingCollator`.
+        collators: wrappers in the order in which they act, see `dllm_core.training.wrappers`: a name, or a mapping with
+            ``name`` and options.
+        seed: of the generator, or of the rows held out of ``dataset``.
         learn_padding, pad_to_multiple_of: see `DiffusionCollator`.
     """
 
@@ -109,24 +117,55 @@ class DataSection:
     eval_count: int = 0
     train_file: str | None = None
     eval_file: str | None = None
+    dataset: str | None = None
+    format: str = "auto"
+    max_length: int | None = None
+    truncation: str = "right"
+    mask_prompt_loss: bool = True
+    supervised: str = "all"
+    insert_eos: bool | None = None
+    streaming: bool = False
+    num_proc: int = 1
+    packing: bool = False
+    collators: list = field(default_factory=list)
     seed: int = 0
     learn_padding: bool = False
     pad_to_multiple_of: int = 1
 
     def __post_init__(self) -> None:
-        if (self.generator is None) == (self.train_file is None):
-            raise OptionError("section data needs either generator or train_file")
+        sources = {"generator": self.generator, "train_file": self.train_file, "dataset": self.dataset}
+        if sum(source is not None for source in sources.values()) != 1:
+            raise OptionError("section data needs either generator, train_file or dataset")
+        if self.dataset is not None:
+            self.data_options(1024)
+        elif self.streaming:
+            raise OptionError("section data: streaming belongs to dataset")
+        if self.packing and self.max_length is None and self.dataset is None:
+            raise OptionError("section data: packing needs max_length, the length of a row")
+        if self.packing and (self.learn_padding or self.pad_to_multiple_of > 1):
+            raise OptionError("section data: packing pads its own way; leave out learn_padding and pad_to_multiple_of")
         if self.generator is None and (self.options or self.train_count is not None):
             raise OptionError("section data: options and train_count belong to a generator")
         if self.generator is not None and self.eval_file is not None:
             raise OptionError("section data: a generator makes the examples for evaluation too; leave out eval_file")
-        if self.generator is None and bool(self.eval_count) != bool(self.eval_file):
+        if self.dataset is not None and self.eval_file is not None:
+            raise OptionError("section data: a dataset brings its own rows for evaluation; leave out eval_file")
+        if self.train_file is not None and bool(self.eval_count) != bool(self.eval_file):
             raise OptionError("section data: eval_file and eval_count (lines to read) go together")
         _check_mapping("data.options", self.options)
         at_least("data.eval_count", self.eval_count, 0)
         at_least("data.pad_to_multiple_of", self.pad_to_multiple_of, 1)
         if self.train_count is not None:
             at_least("data.train_count", self.train_count, 1)
+
+    def data_options(self, longest: int) -> DataOptions:
+        """How the rows of ``dataset`` become examples; `longest` where the recipe names no length.
+
+        Raises:
+            OptionError: a value that is not allowed.
+        """
+        shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(DataOptions) if hasattr(self, f.name)}
+        return DataOptions(**{**shared, "max_length": longest if self.max_length is None else self.max_length})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from rich.console import Console
 from transformers import AutoTokenizer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from dllm_core import registry
 from dllm_core.config import from_mapping
+from dllm_core.data.folder import is_prepared, prepared_options
+from dllm_core.data.grammar import parse_spec
 from dllm_core.errors import OptionError
 from dllm_core.models.denoiser import Denoiser
 from dllm_core.models.loading import load, pick_dtype, resolve_path
@@ -23,12 +26,19 @@ from dllm_core.plugins import import_string
 from dllm_core.training import checkpoints
 from dllm_core.training.arguments import DiffusionArguments
 from dllm_core.training.collator import DiffusionCollator
-from dllm_core.training.examples import evaluation_examples, training_examples
+from dllm_core.training.examples import (
+    StreamedExamples,
+    dataset_examples,
+    evaluation_examples,
+    training_examples,
+)
 from dllm_core.training.interruption import TrainingInterrupted, saving_on_signals
+from dllm_core.training.packing import PackingCollator
 from dllm_core.training.progress import only_one_display, progress_display, show_configuration
-from dllm_core.training.recipes import ModelSection, Recipe, TokenizerSection, load_recipe
+from dllm_core.training.recipes import DataSection, ModelSection, Recipe, TokenizerSection, load_recipe
 from dllm_core.training.resume import CHECKPOINTS, RECIPE_FILE, changes, starting_point
 from dllm_core.training.trainer import DiffusionTrainer
+from dllm_core.training.wrappers import Collator, check_wrappers, wrap, wrapped_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -113,6 +123,9 @@ def check_recipe(recipe: Recipe, *, elsewhere: bool = False) -> None:
     there = {"use_cpu": True, "fp16": False} if elsewhere else {}
     training_arguments(replace(recipe, training={**recipe.training, **there}), Path())
     _objective(recipe)
+    check_wrappers(recipe.data.collators)
+    if recipe.data.dataset is not None and not elsewhere and not is_prepared(Path(recipe.data.dataset).expanduser()):
+        parse_spec(recipe.data.dataset)
     for target in (recipe.tokenizer.builder, recipe.data.generator):
         if target is not None:
             import_string(target)
@@ -129,7 +142,8 @@ def build_trainer(recipe: Recipe, output: Path) -> DiffusionTrainer:
     if recipe.lora is not None:
         denoiser = add_lora(denoiser, recipe.lora, base=recipe.model.checkpoint, seed=args.seed)
     step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    evaluated = evaluation_examples(recipe.data, tokenizer=denoiser.tokenizer)
+    needed = args.max_steps * step if args.max_steps > 0 else None
+    learned, evaluated = _examples(recipe.data, denoiser, args, needed)
     if evaluated is None and args.eval_strategy != "no":
         raise OptionError(
             f"training.eval_strategy={args.eval_strategy.value!r} needs examples to evaluate on; set data.eval_count, "
@@ -139,23 +153,52 @@ def build_trainer(recipe: Recipe, output: Path) -> DiffusionTrainer:
         denoiser,
         args,
         objective=_objective(recipe),
-        train_dataset=training_examples(
-            recipe.data,
-            tokenizer=denoiser.tokenizer,
-            batch_size=args.train_batch_size,
-            needed=args.max_steps * step if args.max_steps > 0 else None,
-        ),
+        train_dataset=learned,
         eval_dataset=evaluated,
-        data_collator=DiffusionCollator(
-            pad_token_id=denoiser.pad_token_id,
-            learn_padding=recipe.data.learn_padding,
-            pad_to_multiple_of=recipe.data.pad_to_multiple_of,
-        ),
+        data_collator=build_collator(recipe.data, denoiser),
     )
     # Hugging Face's own displays print to stdout, which belongs to what the caller reports.
     for display in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(display)
     return trainer
+
+
+def _examples(data: DataSection, denoiser: Denoiser, args: DiffusionArguments, needed: int | None) -> tuple:
+    """What to train on, and what to evaluate on or None; `needed` examples are trained on, None: not known."""
+    if data.dataset is None:
+        evaluated = evaluation_examples(data, tokenizer=denoiser.tokenizer)
+        learned = training_examples(data, tokenizer=denoiser.tokenizer, batch_size=args.train_batch_size, needed=needed)
+        return learned, evaluated
+    if data.streaming and needed is None:
+        raise OptionError("section data: a stream has no end; set training.max_steps")
+    prepared = dataset_examples(data, tokenizer=denoiser.tokenizer, context_length=denoiser.context_length)
+    if args.process_index == 0 and prepared.report.counts and not data.streaming:
+        Console(stderr=True).print(prepared.report.table())
+    learned = StreamedExamples(prepared.train, args.train_batch_size) if data.streaming else prepared.train
+    return learned, prepared.eval
+
+
+def build_collator(data: DataSection, denoiser: Denoiser) -> Collator:
+    """What makes batches: padding or packing, inside the wrappers that the recipe lists.
+
+    Raises:
+        OptionError: no such wrapper or option, or a token that the model has not.
+    """
+    if data.packing:
+        longest = data.data_options(min(1024, denoiser.context_length or 1024)).max_length
+        folder = Path(data.dataset).expanduser() if data.dataset else None
+        if folder is not None and data.max_length is None and is_prepared(folder):
+            longest = prepared_options(folder).max_length
+        collator = PackingCollator(
+            pad_token_id=denoiser.pad_token_id, max_length=wrapped_length(longest, data.collators)
+        )
+    else:
+        collator = DiffusionCollator(
+            pad_token_id=denoiser.pad_token_id,
+            learn_padding=data.learn_padding,
+            pad_to_multiple_of=data.pad_to_multiple_of,
+        )
+    return wrap(collator, data.collators, denoiser)
 
 
 def training_arguments(recipe: Recipe, output: Path) -> DiffusionArguments:

@@ -25,7 +25,7 @@ FLOORS = {
     "scaffold": 1,
     "plugins": 2,
     "builtin": 2,
-    "config": 2,
+    "config": 1,
     "data": 2,
     "registry": 3,
     "models": 4,
