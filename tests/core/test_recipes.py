@@ -93,7 +93,7 @@ def test_overrides_are_typed_and_reach_into_options():
         ("data.eval_counts=3", "section data: unknown option 'eval_counts'. Did you mean 'eval_count'"),
         ("date.eval_count=3", "unknown option 'date'. Did you mean 'data'"),
         ("model.checkpoint=x", "either checkpoint, or adapter"),
-        ("data.train_file=x", "either generator or train_file"),
+        ("data.train_file=x", "either generator, train_file or dataset"),
         ("data.eval_count=-1", "data.eval_count must be at least 0"),
         ("data.train_count=0", "data.train_count must be at least 1"),
         ("data.eval_count=many", "eval_count must be a whole number"),
