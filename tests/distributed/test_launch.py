@@ -244,7 +244,7 @@ def start(line: list[str], log: Path, **environment: str) -> subprocess.Popen:
     return subprocess.Popen(line, stdout=log.open("w"), stderr=subprocess.STDOUT, env=os.environ | settings)
 
 
-def wait_for(text: str, log: Path, process: subprocess.Popen, seconds: float = 120) -> None:
+def wait_for(text: str, log: Path, process: subprocess.Popen, seconds: float = 400) -> None:
     until = time.monotonic() + seconds
     while text not in log.read_text():
         assert process.poll() is None, log.read_text()[-3000:]
