@@ -121,9 +121,12 @@ def _named(chosen: Mapping[str, object]) -> dict[str, object]:
 
 
 def _tokenizer(name: str | None) -> PreTrainedTokenizerBase:
+    from transformers.utils import logging
+
     from dllm_core.models.arguments import ModelArguments
     from dllm_core.utils import get_tokenizer
 
+    logging.set_verbosity_error()  # it warns of model types that are not its own
     return get_tokenizer(ModelArguments(model_name_or_path=name))
 
 
