@@ -28,7 +28,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 import dllm_core as dllm
 from dllm_core.models.converting import convert_checkpoint
 from dllm_core.models.merging import merge_checkpoint
-from dllm_core.training.recipes import parse_recipe
+from dllm_core.training.recipes import Recipe, parse_recipe
 from dllm_core.training.run import train
 
 VOCABULARY, PROMPT, LENGTH = 2048, 48, 128  # tokens: in all, kept of a prompt, kept of a row
@@ -136,40 +136,40 @@ def unigram_nll(learned: list[dict[str, list[int]]], held_out: list[dict[str, li
     return -sum(math.log((counts[label] + 1) / whole) for label in labels) / len(labels)
 
 
+def recipe_of(base: Path, work: Path, steps: int, lora: dict[str, object] | None, rate: float) -> Recipe:
+    """The recipe of one tuning, with an adapter or of all weights."""
+    training = {
+        "max_steps": steps,
+        "per_device_train_batch_size": 16,
+        "per_device_eval_batch_size": 64,
+        "learning_rate": rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.1,
+        "max_grad_norm": 1.0,
+        "use_cpu": True,
+        "logging_steps": 50,
+        "save_steps": steps,
+        "eval_strategy": "steps",
+        "eval_steps": steps // 5,
+        "eval_on_start": True,
+        "train_sampling_strategy": "group_by_length",
+    }
+    held_out = work / "held_out.jsonl"
+    data = {
+        "train_file": str(work / "train.jsonl"),
+        "eval_file": str(held_out),
+        "eval_count": sum(1 for _ in held_out.open()),
+    }
+    sections = {"model": {"checkpoint": str(base)}, "data": data, "objective": {"name": "mdlm"}}
+    return parse_recipe(sections | {"lora": lora, "training": training})
+
+
 def tune(
     base: Path, work: Path, name: str, steps: int, *, lora: dict[str, object] | None, rate: float
 ) -> dict[str, object]:
     """Train with a recipe; the held-out bound before the first step and after the last."""
-    recipe = parse_recipe(
-        {
-            "model": {"checkpoint": str(base)},
-            "data": {
-                "train_file": str(work / "train.jsonl"),
-                "eval_file": str(work / "held_out.jsonl"),
-                "eval_count": sum(1 for _ in (work / "held_out.jsonl").open()),
-            },
-            "objective": {"name": "mdlm"},
-            "lora": lora,
-            "training": {
-                "max_steps": steps,
-                "per_device_train_batch_size": 16,
-                "per_device_eval_batch_size": 64,
-                "learning_rate": rate,
-                "lr_scheduler_type": "cosine",
-                "warmup_steps": 0.1,
-                "max_grad_norm": 1.0,
-                "use_cpu": True,
-                "logging_steps": 50,
-                "save_steps": steps,
-                "eval_strategy": "steps",
-                "eval_steps": steps // 5,
-                "eval_on_start": True,
-                "train_sampling_strategy": "group_by_length",
-            },
-        }
-    )
     started = time.perf_counter()
-    train(recipe, work / name)
+    train(recipe_of(base, work, steps, lora, rate), work / name)
     state = json.loads((work / name / "checkpoints" / f"checkpoint-{steps}" / "trainer_state.json").read_text())
     curve = {entry["step"]: round(entry["eval_nll"], 4) for entry in state["log_history"] if "eval_nll" in entry}
     denoiser = dllm.load(base, device="cpu", **({"lora": work / name} if lora else {}))
@@ -205,6 +205,43 @@ def machine() -> dict[str, object]:
     }
 
 
+def prepare(files: list[Path], work: Path) -> tuple[list, list, object]:
+    """Examples to learn and to hold out, written for the recipes, and the tokenizer made for them."""
+    rows = read_rows(files)
+    learned, held = [row for i, row in enumerate(rows) if i % HELD_OUT], rows[::HELD_OUT]
+    tokenizer = train_tokenizer(learned)
+    learned, held_out = encode(learned, tokenizer), encode(held, tokenizer)
+    for name, examples in (("train", learned), ("held_out", held_out * DRAWS)):
+        (work / f"{name}.jsonl").write_text("".join(json.dumps(example) + "\n" for example in examples))
+    return learned, held_out, tokenizer
+
+
+def measure(files: list[Path], work: Path, causal_steps: int, steps: int) -> dict[str, object]:
+    """Train a causal model, convert it, tune it in two ways, and merge."""
+    learned, held_out, tokenizer = prepare(files, work)
+    causal = train_causal(learned, tokenizer, causal_steps)
+    causal.save_pretrained(work / "causal")
+    tokenizer.save_pretrained(work / "causal")
+    converted = work / "converted"
+    convert_checkpoint(work / "causal", converted, to="a2d")
+    return {
+        "machine": machine(),
+        "data": {
+            "files": [file.name for file in files],
+            "rows": len(learned),
+            "held_out_rows": len(held_out),
+            "held_out_tokens": sum(label != -100 for row in held_out for label in row["labels"]),
+            "noise_draws": DRAWS,
+        },
+        "unigram_nll": round(unigram_nll(learned, held_out), 4),
+        "causal_nll": round(causal_nll(causal, held_out), 4),
+        "causal_steps": causal_steps,
+        "lora": tune(converted, work, "lora", steps, lora={"r": 16, "alpha": 32}, rate=3e-3),
+        "full": tune(converted, work, "full", steps, lora=None, rate=1e-3),
+        "merged_largest_difference": merged_difference(converted, work / "lora", work / "merged"),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, nargs="+")
@@ -215,38 +252,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    work = options.work
-    work.mkdir(parents=True)
-
-    rows = read_rows(options.data)
-    learned, held = [row for i, row in enumerate(rows) if i % HELD_OUT], rows[::HELD_OUT]
-    tokenizer = train_tokenizer(learned)
-    learned, held_out = encode(learned, tokenizer), encode(held, tokenizer)
-    for name, examples in (("train", learned), ("held_out", held_out * DRAWS)):
-        (work / f"{name}.jsonl").write_text("".join(json.dumps(example) + "\n" for example in examples))
-
-    causal = train_causal(learned, tokenizer, options.causal_steps)
-    causal.save_pretrained(work / "causal")
-    tokenizer.save_pretrained(work / "causal")
-    convert_checkpoint(work / "causal", work / "converted", to="a2d")
-    lora = {"r": 16, "alpha": 32}
-    result = {
-        "machine": machine(),
-        "data": {
-            "files": [file.name for file in options.data],
-            "rows": len(learned),
-            "held_out_rows": len(held_out),
-            "held_out_tokens": sum(label != -100 for row in held_out for label in row["labels"]),
-            "noise_draws": DRAWS,
-        },
-        "unigram_nll": round(unigram_nll(learned, held_out), 4),
-        "causal_nll": round(causal_nll(causal, held_out), 4),
-        "causal_steps": options.causal_steps,
-        "lora": tune(work / "converted", work, "lora", options.steps, lora=lora, rate=3e-3),
-        "full": tune(work / "converted", work, "full", options.steps, lora=None, rate=1e-3),
-        "merged_largest_difference": merged_difference(work / "converted", work / "lora", work / "merged"),
-    }
-    text = json.dumps(result, indent=2) + "\n"
+    options.work.mkdir(parents=True)
+    text = json.dumps(measure(options.data, options.work, options.causal_steps, options.steps), indent=2) + "\n"
     print(text)
     if options.output is not None:
         options.output.write_text(text)

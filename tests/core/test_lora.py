@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from collections.abc import Iterator
@@ -363,12 +364,8 @@ def test_resuming_with_another_adapter(base, adapter):
 
 
 def test_missing_packages_say_what_to_install(base, adapter, monkeypatch):
-    import importlib.util
-
-    find = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda n, *a: None if n in ("peft", "bitsandbytes") else find(n, *a)
-    )
+    find, missing = importlib.util.find_spec, ("peft", "bitsandbytes")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n, *a: None if n in missing else find(n, *a))
     with pytest.raises(OptionError, match=r"pip install 'dllm-core\[train\]'"):
         load(base, lora=adapter)
     with pytest.raises(OptionError, match=r"bitsandbytes: pip install 'dllm-core\[quantization\]'"):
