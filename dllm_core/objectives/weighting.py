@@ -5,7 +5,9 @@ Shapes: B batch, L length.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -32,7 +34,36 @@ def uniform_weights(schedule: Schedule, corruption: Corruption) -> Tensor:
     return per_token(torch.ones_like(corruption.time))
 
 
-_WEIGHTINGS: dict[str, Weighting] = {"schedule": schedule_weights, "uniform": uniform_weights}
+def context_weights(masked: Tensor, p: float) -> Tensor:
+    """CART: the nearer the visible tokens, the more a hidden one counts; 0 for visible tokens. (B, L) float32
+
+    Hidden position i weighs the sum over visible j of ``0.5 p (1 - p)^(|i - j| - 1)``. Padding counts as visible, as
+    upstream. A packed row is taken as one text: tokens of the neighbouring documents count too.
+    Source: Ye et al., "Dream 7B", arXiv:2508.15487, context-adaptive token-level noise rescheduling;
+    and the source ZHZisZZ/dllm at ca17675, dllm/pipelines/dream/trainer.py, whose figures are reproduced.
+
+    Args:
+        masked: (B, L) bool, True = hidden.
+        p: parameter of the geometric distribution, above 0 and below 1; low looks far.
+    """
+    places = torch.arange(masked.shape[1], device=masked.device)
+    distance = (places[:, None] - places).abs()  # (L, L)
+    # The diagonal is never used (a hidden token is not visible to itself): clamping keeps the exponent in range.
+    kernel = 0.5 * p * (1 - p) ** (distance.clamp(min=1) - 1).float()
+    return (~masked).float() @ kernel * masked
+
+
+def cart_weights(schedule: Schedule, corruption: Corruption, *, p: float = 0.3) -> Tensor:
+    """``context_weights`` of what the corruption hides, whatever the diffusion time. (B, L)"""
+    return context_weights(corruption.masked, p)
+
+
+_WEIGHTINGS: dict[str, Weighting] = {
+    "schedule": schedule_weights,
+    "uniform": uniform_weights,
+    "cart": cart_weights,
+}
+_CART = re.compile(r"cart\[p:([^\]]*)\]")
 
 
 def register_weighting(name: str, weighting: Weighting) -> None:
@@ -46,10 +77,23 @@ def register_weighting(name: str, weighting: Weighting) -> None:
 
 
 def get_weighting(name: str) -> Weighting:
-    """The weighting of that name.
+    """The weighting of that name; ``cart[p:0.1]`` is ``cart`` with another parameter than 0.3.
 
     Raises:
-        OptionError: there is none; the message names the nearest.
+        OptionError: there is none; the message names the nearest. Or p is out of range.
     """
+    if given := _CART.fullmatch(name):
+        return partial(cart_weights, p=_probability(given[1]))
     one_of("weighting", name, _WEIGHTINGS)
     return _WEIGHTINGS[name]
+
+
+def _probability(text: str) -> float:
+    """p of ``cart[p:...]``, above 0 and below 1."""
+    try:
+        p = float(text)
+    except ValueError:
+        p = 0.0  # the same answer as to a number out of range
+    if not 0 < p < 1:
+        raise OptionError(f"p of weighting cart must be above 0 and below 1, got {text!r}; usual is cart[p:0.3]")
+    return p
