@@ -22,9 +22,9 @@ SPEC = ("name", "summary", "target", "source")
 HOOKS = {"dllm_objectives": [], "dllm_model_adapters": [], "dllm_samplers": [], "dllm_eval_tasks": []}
 SPECS = {
     "ObjectiveSpec": SPEC,
-    "ModelAdapterSpec": (*SPEC, "model_types", "bundled"),
+    "ModelAdapterSpec": (*SPEC, "model_types", "bundled", "converter"),
     "BundledCheckpoint": ("name", "summary", "resource", "demo_prompts", "max_new_tokens"),
-    "SamplerSpec": (*SPEC, "defaults"),
+    "SamplerSpec": (*SPEC, "defaults", "families"),
     "CommitRuleSpec": SPEC,
     "CachePolicySpec": SPEC,
     "EvalTaskSpec": SPEC,
