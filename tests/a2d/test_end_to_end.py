@@ -71,8 +71,11 @@ def test_recipes_run_on_what_they_name(name, causal, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     convert_checkpoint(causal("qwen3")[0], "qwen3-0.6b-a2d", to="a2d")
     lines = (json.dumps(one) for one in examples(split="train", seed=0, count=8))
-    Path("tiny-a2d.jsonl").write_text("\n".join(lines))
-    changes = ["training.use_cpu=true", "training.max_steps=1", "per_device_train_batch_size=2"]
+    Path("own.jsonl").write_text("\n".join(lines))
+    changes = ["training.use_cpu=true", "training.bf16=false", "training.max_steps=1", "per_device_train_batch_size=2"]
+    if load_recipe(name).data.dataset is not None:  # on the hub
+        changes += ["data.dataset=own.jsonl", "data.eval_count=0", "training.eval_strategy=no"]
+        changes += ["data.pad_to_multiple_of=32"] if "bd3lm" in name else []
     recipe = load_recipe(name, changes)
     check_recipe(recipe)
     train(recipe, tmp_path / "trained")
@@ -81,7 +84,8 @@ def test_recipes_run_on_what_they_name(name, causal, tmp_path, monkeypatch):
 
 def test_the_recipes_are_here():
     names = {name for name in find_recipes() if name.startswith("a2d/")}
-    assert names == {f"a2d/a2d-{kind}{size}" for kind in ("mdlm", "bd3lm") for size in ("", "-tiny")}
+    kinds = ("", "-tiny", "-alpaca", "-shakespeare", "-openwebtext")
+    assert names == {f"a2d/a2d-{objective}{kind}" for objective in ("mdlm", "bd3lm") for kind in kinds}
 
 
 def test_sorting_is_sorted_and_held_out():
