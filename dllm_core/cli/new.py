@@ -25,7 +25,7 @@ TRY = {
 }
 
 
-@click.command("new", epilog=EPILOG)
+@click.command("new", epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("name")
 @click.option("--kind", required=True, metavar="|".join(KINDS), help="What the plugin is to offer.")
 @click.option(

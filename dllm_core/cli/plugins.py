@@ -30,7 +30,7 @@ COLOURS = {"ok": "green", "disabled": "yellow"}  # every other state is red
 json_option = click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
 
 
-@click.group(invoke_without_command=True)
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @json_option
 @click.pass_context
 def command(ctx: click.Context, as_json: bool) -> None:

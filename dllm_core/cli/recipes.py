@@ -11,7 +11,7 @@ from dllm_core.cli.plugins import group_says_json, json_option
 from dllm_core.errors import UsageError
 
 
-@click.group(invoke_without_command=True)
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @json_option
 @click.pass_context
 def command(ctx: click.Context, as_json: bool) -> None:

@@ -68,7 +68,9 @@ Examples:
 """
 
 
-@click.command("run", epilog=EPILOG, short_help="Generate text.")
+@click.command(
+    "run", epilog=EPILOG, short_help="Generate text.", context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.argument("prompt", required=False)
 @click.option("--prompts-file", type=click.Path(path_type=Path), metavar="JSONL", help="One prompt a line, as JSON.")
 @click.option("--infill", is_flag=True, help="PROMPT is a text with blanks: [MASK], or [MASK:5] for five tokens.")

@@ -199,7 +199,9 @@ class Denoiser:
         if cache is not None and not self.adapter.supports_kv_cache:
             raise OptionError(f"{family} declares no KV cache; use cache='none'")
         if attention is not None and not self.adapter.supports_block_causal:
-            raise OptionError(f"{family} takes no attention pattern; use a sampler without block-causal attention")
+            raise OptionError(
+                f"{family} takes no attention pattern, which packing and block diffusion need; use mdlm unpacked"
+            )
 
     def _head(self) -> torch.nn.Module:
         head = self.bare_model.get_output_embeddings()

@@ -103,13 +103,15 @@ class BD3LMObjective(MDLMObjective):
         """Only whole blocks: a short one at the end would tell that the text ends there, which sampling cannot know.
 
         Raises:
-            DataError: the length is no multiple of the block size.
+            DataError: the length of a row, or of a packed document, is no multiple of the block size.
         """
-        length = batch["input_ids"].shape[1]
-        if length % self.block_size:
+        lengths = _lengths(batch)
+        short = lengths[lengths % self.block_size != 0]
+        if len(short):
             raise DataError(
-                f"a batch is {length} tokens long, no multiple of block_size={self.block_size}; end texts with whole "
-                f"blocks (collator AppendEOSBlockWrapper), or set data.pad_to_multiple_of={self.block_size}"
+                f"a text of the batch is {int(short[0])} tokens long, no multiple of block_size={self.block_size}; end "
+                "texts with whole blocks: data.collators: [append_eos_block] (AppendEOSBlockWrapper), or "
+                f"data.learn_padding with data.pad_to_multiple_of={self.block_size}"
             )
 
     def for_evaluation(self) -> BD3LMObjective:
@@ -149,3 +151,14 @@ def _places(batch: Batch) -> Tensor:
     if real is None:
         return torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
     return (real.long().cumsum(1) - 1).clamp(min=0)
+
+
+def _lengths(batch: Batch) -> Tensor:
+    """The number of real tokens of each row, or of each packed document; (B,) or (documents,) int64."""
+    ids, real, documents = batch["input_ids"], attended_positions(batch), batch.get("document_ids")
+    if real is None:
+        return torch.tensor([ids.shape[1]])
+    if documents is None:
+        return real.sum(1)
+    counts = torch.zeros_like(documents).scatter_add(1, documents.clamp(min=0), real.long())  # (B, L) by document
+    return counts[counts > 0]

@@ -119,6 +119,18 @@ def check_average(args: DiffusionArguments) -> None:
         raise OptionError("ema_decay and load_best_model_at_end do not go together: the average is of the last step")
 
 
+def check_attention(denoiser: Denoiser, args: DiffusionArguments) -> None:
+    """Raise where gradients do not exist: torch has no backward of flex attention on the CPU.
+
+    Raises:
+        OptionError: see above.
+    """
+    if denoiser.attention_implementation == "flex_attention" and args.device.type == "cpu":
+        raise OptionError(
+            "flex attention cannot be trained on the CPU; set model.attn_implementation to sdpa, or train on a GPU"
+        )
+
+
 # ----------------------------------------------------------------------------------------------------- checkpoints
 
 

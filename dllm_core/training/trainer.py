@@ -35,7 +35,7 @@ from dllm_core.noise.counter import key_from
 from dllm_core.objectives.base import Objective, ObjectiveOutput
 from dllm_core.training import checkpoints
 from dllm_core.training.arguments import DiffusionArguments
-from dllm_core.training.checks import check_average, check_examples, check_resume
+from dllm_core.training.checks import check_attention, check_average, check_examples, check_resume
 from dllm_core.training.collator import DiffusionCollator
 from dllm_core.training.ema import WeightAverage
 from dllm_core.training.launch import check_engine
@@ -126,6 +126,7 @@ class DiffusionTrainer(Trainer):
                 raise OptionError(f"no whole checkpoint in {self.args.output_dir!r}; train without resuming")
             resume_from_checkpoint = str(newest)
         check_average(self.args)
+        check_attention(self.denoiser, self.args)
         evaluated = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
         for kind, dataset in (("training", self.train_dataset), *(("evaluation", one) for one in evaluated.values())):
             if dataset is not None:

@@ -75,7 +75,7 @@ def test_recipes_run_on_what_they_name(name, causal, tmp_path, monkeypatch):
     changes = ["training.use_cpu=true", "training.bf16=false", "training.max_steps=1", "per_device_train_batch_size=2"]
     if load_recipe(name).data.dataset is not None:  # on the hub
         changes += ["data.dataset=own.jsonl", "data.eval_count=0", "training.eval_strategy=no"]
-        changes += ["data.pad_to_multiple_of=32"] if "bd3lm" in name else []
+        changes += ["data.pad_to_multiple_of=32", "data.learn_padding=true"] if "bd3lm" in name else []
     recipe = load_recipe(name, changes)
     check_recipe(recipe)
     train(recipe, tmp_path / "trained")

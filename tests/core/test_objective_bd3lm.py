@@ -303,8 +303,20 @@ def test_a_dense_pattern_never_reaches_flex_attention():
 def test_a_block_size_that_does_not_divide_is_refused_with_the_way_out():
     objective = dllm.objective("bd3lm", block_size=4)
     objective.check_batch({"input_ids": torch.zeros(1, 8)})
-    with pytest.raises(DataError, match=r"10 tokens long, no multiple of block_size=4.*AppendEOSBlockWrapper"):
-        objective.check_batch({"input_ids": torch.zeros(1, 10)})
+    whole = {"input_ids": torch.zeros(1, 8)}
+    mask, packed = torch.tensor([[1, 1, 1, 1, 0, 0, 0, 0]]), torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1]])
+    objective.check_batch(whole | {"attention_mask": mask})
+    objective.check_batch(whole | {"document_ids": packed})
+    mask[0, 4:6], packed[0, 3] = 1, 1
+    for batch, length in (
+        ({"input_ids": torch.zeros(1, 10)}, 10),
+        (whole | {"attention_mask": mask}, 6),
+        (whole | {"document_ids": packed}, 3),
+    ):
+        with pytest.raises(
+            DataError, match=rf"{length} tokens long, no multiple of block_size=4.*AppendEOSBlockWrapper"
+        ):
+            objective.check_batch(batch)
 
 
 def test_positions_restart_with_each_document():
@@ -317,3 +329,10 @@ def test_the_trainer_takes_its_own_arguments(tmp_path):
     assert trainer.objective == dllm.objective("bd3lm", block_size=2, time_per="sequence")
     with pytest.raises(OptionError, match="BD3LMConfig"):
         dllm.BD3LMTrainer(small("a2d"), dllm.MDLMConfig(output_dir=str(tmp_path), use_cpu=True))
+
+
+def test_flex_attention_is_refused_where_it_has_no_gradients(tmp_path):
+    args = dllm.BD3LMConfig(output_dir=str(tmp_path), block_size=2, use_cpu=True)
+    trainer = dllm.BD3LMTrainer(small("a2d", "flex_attention"), args, train_dataset=[{"input_ids": [1, 2, 3, 4]}])
+    with pytest.raises(OptionError, match=r"flex attention cannot be trained on the CPU; set model\.attn"):
+        trainer.train()
