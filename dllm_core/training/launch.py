@@ -87,6 +87,17 @@ def is_worker() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
+def leave_the_group() -> None:
+    """Close the connections to the other processes, if there are any.
+
+    Their threads would otherwise meet an interpreter that is ending, and now and then abort a process that is done.
+    """
+    import torch
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def torchrun_command(launch: Launch, arguments: Sequence[str]) -> list[str]:
     """What starts the processes of one machine.
 
