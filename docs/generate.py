@@ -16,6 +16,7 @@ from dllm_core import registry
 from dllm_core.cli import root
 from dllm_core.hookspecs import ModelAdapterSpec
 from dllm_core.models import ModelAdapter
+from dllm_core.samplers import parts
 
 ROOT = Path(__file__).parents[1]
 CLI = ROOT / "docs/cli.md"
@@ -47,20 +48,42 @@ What `--help` says, written by `docs/generate.py`. Exit codes: 0 done, 1 failed,
 
 def families() -> Iterator[tuple[ModelAdapterSpec, type[ModelAdapter]]]:
     """Every family of this repository's plugins, and what its adapter declares."""
-    for component in registry.components("adapter"):
-        if (ROOT / f"plugins/dllm-{component.plugin}").is_dir():
-            yield component.spec, registry.load("adapter", component.full_id)
+    for component in _own("adapter"):
+        yield component.spec, registry.load("adapter", component.full_id)
+
+
+def served(kind: str, adapter: type[ModelAdapter]) -> list[str]:
+    """The samplers or objectives, of all plugins, that need nothing that the family does not declare."""
+    return [
+        component.name
+        for component in _own(kind)
+        if all(getattr(adapter, capability, False) for capability in _needs(kind, component))
+    ]
+
+
+def _own(kind: str) -> list[registry.Component]:
+    """Components of this repository, whatever else is installed."""
+    return [
+        component
+        for component in registry.components(kind)
+        if component.plugin == "core" or (ROOT / f"plugins/dllm-{component.plugin}").is_dir()
+    ]
+
+
+def _needs(kind: str, component: registry.Component) -> tuple[str, ...]:
+    target = registry.load(kind, component.full_id)
+    if kind == "objective":
+        return target.needs
+    chosen = component.spec.defaults.get("cache", target.options_class.cache)
+    return parts.needs(registry.load("cache policy", chosen), target.attention)
 
 
 def support_table() -> str:
-    """Markdown: one row a family, one column a part that does or does not serve it."""
-    names = {
-        kind: _code(component.name for component in registry.components(kind) if component.plugin == "core")
-        for kind in ("sampler", "objective")
-    }
+    """Markdown: one row a family, one column a kind of part that does or does not serve it."""
     header = "| family | `model_type` | generate and infill | train | KV cache | block-causal attention | ships |\n"
     rows = [
-        f"| `{spec.name}` | {_code(spec.model_types)} | {names['sampler']} | {names['objective']} | "
+        f"| `{spec.name}` | {_code(spec.model_types)} | {_code(served('sampler', adapter))} | "
+        f"{_code(served('objective', adapter))} | "
         f"{_yes(adapter.supports_kv_cache)} | {_yes(adapter.supports_block_causal)} | "
         f"{_code(checkpoint.name for checkpoint in spec.bundled) or '-'} |\n"
         for spec, adapter in families()
@@ -74,8 +97,7 @@ def parts_table() -> str:
     rows = [
         f"| {kind} | `{component.name}` | `{component.plugin}` | {component.spec.summary} |\n"
         for kind in ("sampler", "commit rule", "cache policy", "objective")
-        for component in registry.components(kind)
-        if component.plugin == "core" or (ROOT / f"plugins/dllm-{component.plugin}").is_dir()
+        for component in _own(kind)
     ]
     return header + "".join(rows)
 

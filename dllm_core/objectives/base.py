@@ -8,12 +8,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
-from dllm_core.errors import DataError
+from dllm_core.errors import DataError, OptionError
 from dllm_core.noise.corruption import Corruption
 
 if TYPE_CHECKING:
@@ -47,7 +47,13 @@ class ObjectiveOutput:
 
 
 class Objective(ABC):
-    """A training objective. Subclasses are frozen dataclasses of their options, so they can be printed and compared."""
+    """A training objective. Subclasses are frozen dataclasses of their options, so they can be printed and compared.
+
+    Attributes:
+        needs: what a family's adapter must declare for it, such as ``supports_block_causal``.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def corrupt(self, batch: Batch, denoiser: Denoiser, *, generator: torch.Generator) -> Corruption:
@@ -64,6 +70,19 @@ class Objective(ABC):
                 passes the sum of `normalizer` over all batches of the optimizer step, so that their losses add up to
                 that of one large batch.
         """
+
+    def check_model(self, denoiser: Denoiser) -> None:
+        """Raise where the model cannot be trained like this; trainers call it before the first step.
+
+        Raises:
+            OptionError: the family declares no such capability.
+        """
+        for capability in self.needs:
+            if not getattr(denoiser.adapter, capability, False):
+                raise OptionError(
+                    f"{type(self).__name__} needs {capability}, which {type(denoiser.adapter).__name__} does not "
+                    "declare; use objective 'mdlm', or a checkpoint of another family"
+                )
 
     def check_batch(self, batch: Batch) -> None:  # noqa: B027
         """Raise where training on such a batch would not teach what it should; trainers call it before each loss.

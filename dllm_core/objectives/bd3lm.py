@@ -12,7 +12,7 @@ Shapes: B batch, L length, N hidden tokens of the batch.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -53,6 +53,8 @@ class BD3LMObjective(MDLMObjective):
     Raises:
         OptionError: an option out of range.
     """
+
+    needs: ClassVar[tuple[str, ...]] = ("supports_block_causal",)
 
     block_size: int = 32
     time_per: str = "block"

@@ -38,6 +38,18 @@ def build(options_class: type[OptionsT], options: Mapping[str, object]) -> tuple
     return shared, rule, cache
 
 
+_LACKS = {
+    "supports_kv_cache": "declares no KV cache; use cache='none'",
+    "supports_block_causal": "takes no attention pattern, so blocks cannot look back only; use sampler 'mdlm'",
+}
+
+
+def needs(cache: CachePolicy | type[CachePolicy], attention: str) -> tuple[str, ...]:
+    """What a family's adapter must declare for this cache policy and this kind of attention."""
+    wanted = {"supports_kv_cache": cache.needs_kv_cache, "supports_block_causal": attention == BLOCK_CAUSAL}
+    return tuple(capability for capability, is_needed in wanted.items() if is_needed)
+
+
 def check_against_model(options: MaskedOptions, cache: CachePolicy, denoiser: Denoiser, attention: str = FULL) -> None:
     """Raise where the options ask for what this model or this kind of attention cannot do.
 
@@ -48,11 +60,9 @@ def check_against_model(options: MaskedOptions, cache: CachePolicy, denoiser: De
         OptionError: a cache policy for a family without a cache or for another kind of attention, block-causal
             attention for a family that takes no pattern, token ids outside the vocabulary, or no token left.
     """
-    family = type(denoiser.adapter).__name__
-    if cache.needs_kv_cache and not denoiser.adapter.supports_kv_cache:
-        raise OptionError(f"{family} declares no KV cache; use cache='none'")
-    if attention == BLOCK_CAUSAL and not denoiser.adapter.supports_block_causal:
-        raise OptionError(f"{family} takes no attention pattern, so blocks cannot look back only; use sampler 'mdlm'")
+    for capability in needs(cache, attention):
+        if not getattr(denoiser.adapter, capability):
+            raise OptionError(f"{type(denoiser.adapter).__name__} {_LACKS[capability]}")
     if attention not in cache.serves:
         raise OptionError(
             f"cache={options.cache!r} is for {' or '.join(cache.serves)} attention, this sampler's is {attention}; "

@@ -127,6 +127,7 @@ class DiffusionTrainer(Trainer):
             resume_from_checkpoint = str(newest)
         check_average(self.args)
         check_attention(self.denoiser, self.args)
+        self.objective.check_model(self.denoiser)
         evaluated = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
         for kind, dataset in (("training", self.train_dataset), *(("evaluation", one) for one in evaluated.values())):
             if dataset is not None:

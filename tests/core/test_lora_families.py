@@ -2,35 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterator
-
 import pytest
 import torch
 
-from dllm_core.conformance import AdapterTests
 from dllm_core.conformance.adapter_suite import random_ids
 from dllm_core.models.lora import LoraSection, add_lora, head_name, load_lora, merge_lora
-from dllm_core.plugins import plugin_host
+from tests.families import adapter_suites, name_of
 
 SECTION = LoraSection(r=2, alpha=4)
 
 
-def families() -> Iterator[object]:
-    """The conformance classes of the installed plugins: each knows a small model of its family."""
-    for record in plugin_host().records:
-        if record.state != "ok" or not record.target:
-            continue
-        try:
-            module = importlib.import_module(f"{record.target.partition('.')[0]}.conformance")
-        except ModuleNotFoundError:
-            continue
-        for suite in vars(module).values():
-            if isinstance(suite, type) and issubclass(suite, AdapterTests) and suite is not AdapterTests:
-                yield pytest.param(suite, id=f"{suite.component}-{suite.__name__}")
-
-
-@pytest.mark.parametrize("suite", families())
+@pytest.mark.parametrize("suite", list(adapter_suites()), ids=name_of)
 def test_from_the_familys_targets_to_the_merged_model(suite, tmp_path):
     denoiser = add_lora(suite().denoiser(), SECTION, base="-")
     model = denoiser.model
