@@ -89,10 +89,12 @@ def command(
 
 
 def _train(ctx: click.Context, recipe: Recipe, output: str, *, resume: bool, as_json: bool) -> None:
+    from dllm_core.training.launch import WorkerEnd
+
+    end = WorkerEnd()
     from transformers.utils.logging import disable_progress_bar
 
     from dllm_core.training.interruption import TrainingInterrupted
-    from dllm_core.training.launch import leave_the_group
     from dllm_core.training.run import train
 
     speaks = os.environ.get("RANK", "0") == "0"  # of several processes one does
@@ -103,9 +105,9 @@ def _train(ctx: click.Context, recipe: Recipe, output: str, *, resume: bool, as_
     except TrainingInterrupted as interruption:
         if speaks:
             click.echo(str(interruption), err=True)
-        leave_the_group()
+        end.with_code(interruption.exit_code)
         ctx.exit(interruption.exit_code)
-    leave_the_group()
+    end.with_code(0)
     if speaks:
         click.echo(json.dumps({"output": str(folder)}) if as_json else f"Trained model in {folder}")
 

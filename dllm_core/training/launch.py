@@ -7,6 +7,7 @@ came about against what was asked for, because the libraries below fall back wit
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import importlib.util
 import json
@@ -87,15 +88,28 @@ def is_worker() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def leave_the_group() -> None:
-    """Close the connections to the other processes, if there are any.
+class WorkerEnd:
+    """Ends a worker process whose work is done behind its exit handlers, in front of the interpreter's own end.
 
-    Their threads would otherwise meet an interpreter that is ending, and now and then abort a process that is done.
+    Threads of gloo, which connects processes on CPUs, may still be letting go of the last collective's tensors. One
+    that meets an interpreter that is ending aborts the process (torch 2.13), and the whole training counts as failed.
+
+    Make it before anything is imported whose exit handlers count: they run in reverse order, this one is to be last.
     """
-    import torch
 
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    def __init__(self) -> None:
+        self._code: int | None = None
+        atexit.register(self._end)
+
+    def with_code(self, code: int) -> None:
+        """The work is done; the process is to end with this exit code."""
+        self._code = code
+
+    def _end(self) -> None:
+        if self._code is not None and is_worker():
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(self._code)
 
 
 def torchrun_command(launch: Launch, arguments: Sequence[str]) -> list[str]:

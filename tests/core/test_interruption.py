@@ -95,6 +95,8 @@ def test_the_second_ctrl_c_ends_at_once(monkeypatch):
 TWO_PROCESSES = """
 import os, signal, sys
 sys.path.insert(0, {folder!r})
+from dllm_core.training.launch import WorkerEnd
+end = WorkerEnd()
 from pathlib import Path
 from transformers import TrainerCallback
 import test_training as here
@@ -119,6 +121,7 @@ report = f"{{trainer.state.global_step}} {{signals.agreed}} {{newest and newest.
 (out / f"rank-{{args.process_index}}").write_text(report)
 if args.process_index == 0:
     here.torch.save(here.weights(trainer), out / "weights.pt")
+end.with_code(0)
 """
 
 

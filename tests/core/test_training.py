@@ -147,6 +147,8 @@ def test_an_unfinished_step_counts_what_it_has(tmp_path):
 TWO_PROCESSES = """
 import sys, torch
 sys.path.insert(0, {folder!r})
+from dllm_core.training.launch import WorkerEnd
+end = WorkerEnd()
 import test_training as here
 from pathlib import Path
 processes = int(sys.argv[1])
@@ -164,6 +166,7 @@ for counters in ((0, 3, 1), (1, 3)):  # training and evaluation noise, of the sa
     drawn = here.MDLMObjective().corrupt(same, trainer.denoiser, generator=trainer._generator(*counters))
     masks.append("".join("x" if m else "." for m in drawn.masked[0].tolist()))
 (Path(sys.argv[2]) / f"{{processes}}-{{args.process_index}}.masks").write_text(" ".join(masks))
+end.with_code(0)
 """
 
 

@@ -21,7 +21,7 @@ from dllm_core.noise import apply_mask
 from dllm_core.objectives.base import maskable_positions
 from dllm_core.objectives.mdlm import MDLMObjective
 from dllm_core.training import DiffusionArguments, DiffusionCollator, DiffusionTrainer
-from dllm_core.training.launch import engine_arguments, leave_the_group
+from dllm_core.training.launch import WorkerEnd, engine_arguments
 
 STEPS, BATCH, VOCAB, LENGTH = 10, 8, 32, 16
 IDS = {"mask": VOCAB - 1, "eos": 1, "pad": 0}
@@ -156,9 +156,10 @@ def run(folder: Path, engine: str, name: str) -> dict[str, object]:
 
 
 if __name__ == "__main__":
+    end = WorkerEnd()
     torch.set_num_threads(1)
     folder, engine = Path(sys.argv[1]), sys.argv[2]
     results = {name: run(folder, engine, name) for name in sys.argv[3:]}
     if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
         (folder / f"{engine}.json").write_text(json.dumps(results))
-    leave_the_group()
+    end.with_code(0)
