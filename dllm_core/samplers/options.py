@@ -10,6 +10,7 @@ from dllm_core.config import at_least, one_of, within
 from dllm_core.errors import OptionError
 
 CONFIDENCES = ("probability", "margin", "entropy", "random")
+CONFIDENCE_DISTRIBUTIONS = ("model", "sampling")
 QUOTAS = ("schedule", "even")
 
 
@@ -34,6 +35,10 @@ class MaskedOptions:
         seed: an int for all rows, or one per row.
         confidence: what ranks the positions (remasking, alg): ``probability`` of the chosen token, ``margin`` between
             the two most probable, negative ``entropy``, or ``random``.
+        confidence_distribution: where confidence is measured. ``model``: on softmax(logits); ``sampling``: on
+            softmax(logits / temperature), from which tokens are drawn, as Dream and the existing framework do. A low
+            temperature makes nearly everything sure there, and what ties is written from left to right. ``top_k`` and
+            ``top_p`` restrict either; without temperature the two are one.
         confidence_temperature: > 0 draws the positions from softmax(confidence / temperature) (alg_temp).
         commit: the commit rule, by name.
         cache: the cache policy, by name.
@@ -61,6 +66,7 @@ class MaskedOptions:
     top_p: float | None = None
     seed: int | Sequence[int] = 0
     confidence: str = "probability"
+    confidence_distribution: str = "model"
     confidence_temperature: float = 0.0
     commit: str = "quota"
     cache: str = "none"
@@ -82,6 +88,7 @@ class MaskedOptions:
         if self.top_p is not None:
             within("top_p", self.top_p, 0.0, 1.0)
         one_of("confidence", self.confidence, CONFIDENCES)
+        one_of("confidence_distribution", self.confidence_distribution, CONFIDENCE_DISTRIBUTIONS)
         one_of("quota", self.quota, QUOTAS)
         if self.max_length is not None and self.max_new_tokens is not None:
             raise OptionError("max_length and max_new_tokens exclude each other; give one of them")

@@ -1,8 +1,8 @@
 """Propose: from the logits of the open positions to one token and one confidence for each.
 
-Pure functions. Confidence is measured in float32 on the model's own distribution, before temperature, so that a low
-temperature does not tie confidences and turn any-order decoding into left-to-right (DreamLM/Dream issue 72). The mask
-token counts in the distribution, as published, but is never chosen.
+Pure functions. Confidence is measured in float32 and, unless an option says otherwise, before temperature, so that a
+low temperature does not tie confidences and turn any-order decoding into left-to-right (DreamLM/Dream issue 72). The
+mask token counts in the distribution, as published, but is never chosen.
 
 Shapes: B rows, M open positions, V vocabulary.
 """
@@ -49,7 +49,7 @@ def propose(logits: torch.Tensor, mask_token_id: int, options: MaskedOptions, dr
         logits = _keep_top(logits, mask_token_id, options)
     tokens = _choose(logits, mask_token_id, options.temperature, draws.token)
     _forbid(logits, options.suppress_confidence_tokens)
-    confidence = _confidence(logits, tokens, options.confidence, draws.confidence)
+    confidence = _confidence(_measured(logits, options), tokens, options.confidence, draws.confidence)
     for token in options.suppress_confidence_tokens:  # last by every kind of confidence, and whatever is drawn
         confidence = confidence.masked_fill(tokens == token, -torch.inf)
     return Proposal(tokens, confidence, _priority(confidence, options.confidence_temperature, draws.priority))
@@ -115,6 +115,16 @@ def _keep_top(logits: torch.Tensor, mask_token_id: int, options: MaskedOptions) 
         keep &= logits >= logits.topk(min(options.top_k, logits.shape[-1]), -1).values[..., -1:]
     best = logits.index_fill(-1, torch.tensor(mask_token_id, device=logits.device), -torch.inf).argmax(-1, True)
     return logits.masked_fill(~keep.scatter(-1, best, True), -torch.inf)
+
+
+def _measured(logits: torch.Tensor, options: MaskedOptions) -> torch.Tensor:
+    """The logits (B, M, V) of the distribution that confidence is measured on.
+
+    Source of ``sampling``: Dream-org/Dream-v0-Base-7B, generation_utils.py, sample_tokens.
+    """
+    if options.confidence_distribution == "sampling" and options.temperature > 0:
+        return (logits - logits.amax(-1, keepdim=True)) / options.temperature  # below 0: a tiny T must not overflow
+    return logits
 
 
 def _confidence(logits: torch.Tensor, tokens: torch.Tensor, kind: str, draw: torch.Tensor | None) -> torch.Tensor:

@@ -41,6 +41,7 @@ def denoiser():
         ({"top_p": -0.1}, ["top_p", "between"]),
         ({"top_k": 0}, ["top_k", "at least 1"]),
         ({"confidence": "margn"}, ["confidence", "'margn'", "Did you mean 'margin'?", "entropy"]),
+        ({"confidence_distribution": "sampled"}, ["confidence_distribution", "Did you mean 'sampling'?", "model"]),
         ({"quota": "fair"}, ["quota", "schedule, even", "'fair'"]),
         ({"schedule": "linaer"}, ["schedule 'linaer'", "Did you mean 'linear'?"]),
         ({"seed": "x"}, ["seed", "'x'"]),

@@ -188,6 +188,7 @@ def sampler_options(draw, **fixed):
     chosen = maybe("temperature", 1.0, 0.4) | maybe("confidence", "margin", "entropy", "random")
     chosen |= maybe("confidence_temperature", 0.5) | maybe("guidance_scale", 1.5) | maybe("guidance_keep_tokens", (1,))
     chosen |= maybe("suppress_tokens", (0,), (1, EOS)) | maybe("suppress_confidence_tokens", (EOS,), (2, 1))
+    chosen |= maybe("confidence_distribution", "sampling")
     chosen |= maybe("top_k", 2) | maybe("top_p", 0.7) | maybe("schedule", "cosine")
     chosen |= draw(st.sampled_from([{}, {"quota": "even"}, {"stochastic_quota": True}]))
     chosen |= {"block_size": draw(st.sampled_from([None, 1, 2, 3, 32]))}

@@ -112,6 +112,45 @@ def test_confidence_is_measured_on_the_models_own_distribution(kind, want):
         assert proposal.confidence.item() == pytest.approx(want(SCORES.softmax(-1)).item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("temperature", [0.05, 0.5, 3.0, 1e-30])
+@pytest.mark.parametrize(
+    ("kind", "want"),
+    [
+        ("probability", lambda p: p[..., 0]),
+        ("margin", lambda p: p[..., 0] - p[..., 1]),  # SCORES are ordered so below
+        ("entropy", lambda p: -torch.special.entr(p).sum(-1)),
+    ],
+)
+def test_confidence_of_the_sampling_distribution_is_measured_behind_temperature_and_top_k(kind, want, temperature):
+    scores, kept = SCORES.sort(descending=True).values, 3
+    tempered = (scores[:kept].double() / temperature).softmax(-1)
+    given = options(confidence=kind, temperature=temperature, top_k=kept, confidence_distribution="sampling")
+    certain = torch.zeros(1, 1, dtype=torch.float64)  # draws the first token
+    proposal = propose(scores.expand(1, 1, -1).clone(), MASK, given, Draws(certain, certain, None))
+    assert proposal.tokens.item() == 0
+    assert proposal.confidence.item() == pytest.approx(want(tempered).item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["probability", "margin", "entropy"])
+def test_without_temperature_the_two_distributions_of_confidence_are_one(kind):
+    logits = torch.stack([SCORES, 3 * SCORES, SCORES.roll(2)])[None]
+    both = [options(confidence=kind, top_p=0.8, confidence_distribution=name) for name in ("model", "sampling")]
+    one, other = (propose(logits.clone(), MASK, given, NOTHING).confidence for given in both)
+    assert torch.equal(one, other)
+
+
+def test_a_low_temperature_ties_only_what_is_measured_behind_it():
+    """Why it is not the default: everything is sure, and ties are written from left to right."""
+    logits = torch.stack([SCORES, 3 * SCORES, 2 * SCORES])[None]
+    draw = torch.full((1, 3), 0.5, dtype=torch.float64)
+
+    def first(name: str) -> int:
+        given = options(temperature=0.001, confidence_distribution=name)
+        return int(propose(logits.clone(), MASK, given, Draws(draw, None, None)).priority.argmax())
+
+    assert (first("model"), first("sampling")) == (1, 0)
+
+
 def test_random_confidence_is_the_draw():
     draw = torch.rand(2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     proposal = propose(SCORES.expand(2, 3, -1).clone(), MASK, options(confidence="random"), Draws(None, draw, None))
