@@ -331,3 +331,27 @@ def test_slurm_stops_in_time_and_goes_on(recipe, tmp_path, slurm):
     assert f"resuming from {checkpoint}" in log.read_text()
     assert slurm.read_text().count("\n") == 1  # finished: not started again
     dllm.load(out, device="cpu")
+
+
+ENDING = """
+import atexit
+from dllm_core.training.launch import WorkerEnd
+end = WorkerEnd()
+atexit.register(print, "handlers that were registered later ran")
+class Speaks:
+    def __del__(self): print("the interpreter ended")
+kept = Speaks()
+end.with_code(int({code}))
+"""
+
+
+@pytest.mark.parametrize(("worker", "code", "last"), [(True, 143, "ran"), (False, 0, "the interpreter ended")])
+def test_a_worker_ends_behind_its_exit_handlers(worker, code, last):
+    """And in front of the interpreter's end, in which a thread of gloo can abort it; other processes end as always."""
+    settings = {"RANK": "1", "WORLD_SIZE": "2"} if worker else {}
+    done = subprocess.run(
+        [sys.executable, "-c", ENDING.format(code=code)], capture_output=True, text=True, env=os.environ | settings
+    )
+    assert (done.returncode, done.stderr) == (code, "")
+    assert done.stdout.rstrip().endswith(last)
+    assert "handlers that were registered later ran" in done.stdout
