@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from dllm_core.samplers.base import Sampler
     from dllm_core.samplers.block import BD3LMSampler, BlockOptions
     from dllm_core.samplers.cache import CachePolicy, CacheRun, FinishedBlocks, NoCache
-    from dllm_core.samplers.commit import CommitRule, Quota
+    from dllm_core.samplers.commit import BlockSize, CommitRule, Quota
     from dllm_core.samplers.masked import MDLMSampler
     from dllm_core.samplers.options import MaskedOptions
     from dllm_core.samplers.output import SampleOutput, SampleStats, Step
@@ -26,6 +26,7 @@ _EXPORTS = {
     "BD3LMSampler": "dllm_core.samplers.block",
     "BlockOptions": "dllm_core.samplers.block",
     "MaskedOptions": "dllm_core.samplers.options",
+    "BlockSize": "dllm_core.samplers.commit",
     "CommitRule": "dllm_core.samplers.commit",
     "Quota": "dllm_core.samplers.commit",
     "CachePolicy": "dllm_core.samplers.cache",
@@ -46,6 +47,7 @@ __all__ = [
     "Answer",
     "BD3LMSampler",
     "BlockOptions",
+    "BlockSize",
     "CachePolicy",
     "CacheRun",
     "CommitRule",

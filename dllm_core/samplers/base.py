@@ -22,11 +22,12 @@ from dllm_core.models.loading import denoiser_from
 from dllm_core.noise.counter import uniform
 from dllm_core.samplers import parts, planning
 from dllm_core.samplers.canvas import Canvas, completion_canvas, infill_canvas
+from dllm_core.samplers.commit import BlockSize
 from dllm_core.samplers.options import MaskedOptions
 from dllm_core.samplers.output import SampleOutput, Step, cut_at_end
 from dllm_core.samplers.prompts import Prompts, check_lengths, encode, encode_canvases
-from dllm_core.samplers.proposals import Draws, guided, propose, without_borrowed_lead
-from dllm_core.samplers.state import Block, Open, SamplerState, open_positions, spread
+from dllm_core.samplers.proposals import Draws, Proposal, guided, propose, without_borrowed_lead
+from dllm_core.samplers.state import Block, Considered, Open, SamplerState, open_positions, spread
 from dllm_core.samplers.view import FULL, View
 
 if TYPE_CHECKING:
@@ -120,15 +121,11 @@ class Sampler:
         if block is None:
             raise PromptError("this run is finished; start another one")
         before = planning.current_ids(state)  # (R, W)
-        slots, masked, shown = self.propose_at(state, before)
-        logits = self._logits(state, before, slots)  # (R, M, V)
-        proposal = propose(logits, self.denoiser.mask_token_id, self.options, self._draws(state, slots))
-        if self.denoiser.logits_are_shifted:
-            proposal = without_borrowed_lead(proposal, slots, masked)
+        ids, (slots, masked, shown), proposal = self.consider(state, before)
         commit = self.rule.select(proposal, masked, block.step_quota)  # (R, M)
         committed = spread(commit.long(), slots, commit, before.shape[1]).bool()  # (R, W)
         block.proposal = proposal
-        ids = torch.where(committed, spread(proposal.tokens, slots, commit, before.shape[1]), before)
+        ids = torch.where(committed, spread(proposal.tokens, slots, commit, before.shape[1]), ids)
         ids = self.revise(state, ids)
         written = (ids != before) & (ids != self.denoiser.mask_token_id)
         planning.write_rows(state.input_ids, block.rows, ids)
@@ -137,6 +134,17 @@ class Sampler:
         if self.is_complete(state, ids):
             self._close(state, ids)
         return self._report(state, block, written, confidence)
+
+    def consider(self, state: SamplerState, ids: torch.Tensor) -> Considered:
+        """Ask the model once and propose; a sampler that compares several canvases hands back the one it goes on with.
+
+        Args:
+            state: the run.
+            ids: (R, W) int64, the canvas, rows as in ``state.block.rows``.
+        """
+        open_ = self.propose_at(state, ids)
+        logits = self.logits_at(state, ids, open_.positions)  # (R, M, V)
+        return Considered(ids, open_, self.proposal_from(state, logits, open_))
 
     def propose_at(self, state: SamplerState, ids: torch.Tensor) -> Open:
         """Where this step proposes tokens: at the masks of the block, unless a sampler overrides this.
@@ -148,6 +156,33 @@ class Sampler:
         block = state.block
         slots, masked = open_positions(ids, block, block.open_counts[block.step], self.denoiser.mask_token_id)
         return Open(slots, masked, masked)
+
+    def logits_at(self, state: SamplerState, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Ask the model: logits at open positions (R, M) of the canvas, guided where that is asked for. -> (R, M, V)"""
+        block = state.block
+        if state.hidden is not None:
+            hidden = state.hidden[block.rows, : ids.shape[1]]
+            ids = torch.cat([ids, ids.masked_fill(hidden, self.denoiser.mask_token_id)])  # (2R, W)
+            positions = positions.repeat(2, 1)
+        answer = state.cache.logits(View(block.layout, block.step, ids, positions))
+        state.stats.forward_passes += answer.forward_passes
+        state.stats.positions_processed += answer.positions
+        state.stats.logit_rows += answer.logit_rows
+        return answer.logits if state.hidden is None else guided(*answer.logits.chunk(2), self.options.guidance_scale)
+
+    def proposal_from(self, state: SamplerState, logits: torch.Tensor, open_: Open) -> Proposal:
+        """One token and one confidence for each open position, and what the commit rule needs to know of them."""
+        block, rule = state.block, self.rule
+        places = (open_.positions - block.positions[:, :1]).clamp(0, block.positions.shape[1] - 1)  # (R, M)
+        places = places.where(open_.masked, block.positions.shape[1])
+        logits = rule.weigh(logits, places, block.history)
+        draws = self._draws(state, open_.positions)
+        proposal = propose(logits, self.denoiser.mask_token_id, self.options, draws, rule.needs)
+        told = {"places": places, "history": block.history}
+        proposal = replace(proposal, **{name: value for name, value in told.items() if name in rule.needs})
+        if self.denoiser.logits_are_shifted:
+            return without_borrowed_lead(proposal, open_.positions, open_.masked)
+        return proposal
 
     def is_complete(self, state: SamplerState, ids: torch.Tensor) -> bool:
         """Whether the block is finished in every row, after a step that left the canvas ``ids`` (R, W)."""
@@ -225,21 +260,8 @@ class Sampler:
         rows = len(state.active) * (1 if state.hidden is None else 2)
         state.cache = self.cache.start(self.denoiser, rows, max(canvas.lengths))
         state.stats.cache_bytes = state.cache.cache_bytes
-        state.block = self.open_block(state)
+        self._open(state)
         return state
-
-    def _logits(self, state: SamplerState, ids: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-        """Logits at the open positions (R, M, V), guided where that is asked for."""
-        block = state.block
-        if state.hidden is not None:
-            hidden = state.hidden[block.rows, : ids.shape[1]]
-            ids = torch.cat([ids, ids.masked_fill(hidden, self.denoiser.mask_token_id)])  # (2R, W)
-            slots = slots.repeat(2, 1)
-        answer = state.cache.logits(View(block.layout, block.step, ids, slots))
-        state.stats.forward_passes += answer.forward_passes
-        state.stats.positions_processed += answer.positions
-        state.stats.logit_rows += answer.logit_rows
-        return answer.logits if state.hidden is None else guided(*answer.logits.chunk(2), self.options.guidance_scale)
 
     def _draws(self, state: SamplerState, slots: torch.Tensor) -> Draws:
         """The numbers that this step's proposal needs."""
@@ -267,7 +289,15 @@ class Sampler:
             found = torch.isin(ids.gather(1, state.block.positions), ends) & written
             ended = found.any(1).tolist()  # the one question to the device in a block
         planning.end_rows(state, ended, self.denoiser)
-        state.block = self.open_block(state)
+        self._open(state)
+
+    def _open(self, state: SamplerState) -> None:
+        """The next block, and for the commit rule a new sheet to keep its history on."""
+        block = state.block = self.open_block(state)
+        if block is not None and "history" in self.rule.needs:
+            rows, places = block.positions.shape
+            tokens = self.denoiser.vocab_size, self.denoiser.mask_token_id
+            block.history = self.rule.remember(BlockSize(rows, places, *tokens, block.positions.device))
 
     def _report(self, state: SamplerState, block: Block, committed: torch.Tensor, confidence: torch.Tensor) -> Step:
         full = torch.zeros_like(state.input_ids, dtype=torch.bool)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from dllm_core.samplers.options import MaskedOptions
+from dllm_core.samplers.statistics import measure
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,23 @@ class Proposal:
         tokens: (B, M) int64.
         confidence: (B, M) float32, higher is surer; -inf for tokens whose confidence is suppressed.
         priority: (B, M), what a quota ranks by: the confidence, or a draw from it.
+        entropy: (B, M) float32 in nats, of the tokens that can be written; inf where confidence is suppressed.
+        best_two: (B, M, 2) float32, the two highest probabilities.
+        log_probs: (B, M, V) float32, the whole distributions.
+        places: (B, M) int64, where each position stands in its row's block, from 0; filler stands behind the block.
+        history: what the commit rule keeps of the block's earlier steps (`CommitRule.remember`).
+
+    The last five are None unless the commit rule declares that it needs them.
     """
 
     tokens: torch.Tensor
     confidence: torch.Tensor
     priority: torch.Tensor
+    entropy: torch.Tensor | None = None
+    best_two: torch.Tensor | None = None
+    log_probs: torch.Tensor | None = None
+    places: torch.Tensor | None = None
+    history: object | None = None
 
 
 @dataclass(frozen=True)
@@ -41,18 +54,25 @@ class Draws:
     priority: torch.Tensor | None
 
 
-def propose(logits: torch.Tensor, mask_token_id: int, options: MaskedOptions, draws: Draws) -> Proposal:
-    """One token and one confidence for each position. ``logits`` (B, M, V) is used up."""
+def propose(
+    logits: torch.Tensor, mask_token_id: int, options: MaskedOptions, draws: Draws, needs: Sequence[str] = ()
+) -> Proposal:
+    """One token and one confidence for each position, and the statistics that the commit rule ``needs``.
+
+    ``logits`` (B, M, V) is used up.
+    """
     logits = logits.float()
     _forbid(logits, options.suppress_tokens)
     if options.top_k is not None or options.top_p is not None:
         logits = _keep_top(logits, mask_token_id, options)
     tokens = _choose(logits, mask_token_id, options.temperature, draws.token)
     _forbid(logits, options.suppress_confidence_tokens)
-    confidence = _confidence(_measured(logits, options), tokens, options.confidence, draws.confidence)
+    scores = _measured(logits, options)
+    confidence = _confidence(scores, tokens, options.confidence, draws.confidence)
     for token in options.suppress_confidence_tokens:  # last by every kind of confidence, and whatever is drawn
         confidence = confidence.masked_fill(tokens == token, -torch.inf)
-    return Proposal(tokens, confidence, _priority(confidence, options.confidence_temperature, draws.priority))
+    priority = _priority(confidence, options.confidence_temperature, draws.priority)
+    return Proposal(tokens, confidence, priority, **_statistics(scores, confidence, mask_token_id, needs))
 
 
 def guided(conditional: torch.Tensor, unconditional: torch.Tensor, scale: float) -> torch.Tensor:
@@ -139,6 +159,15 @@ def _confidence(logits: torch.Tensor, tokens: torch.Tensor, kind: str, draw: tor
         best = probabilities.topk(2, -1).values
         return best[..., 0] - best[..., 1]
     return -torch.special.entr(probabilities).sum(-1)
+
+
+def _statistics(
+    scores: torch.Tensor, confidence: torch.Tensor, mask_token_id: int, needs: Sequence[str]
+) -> dict[str, torch.Tensor]:
+    measured = measure(scores, mask_token_id, needs)
+    if "entropy" in measured:  # what ranks last by confidence ranks last by entropy too
+        measured["entropy"] = measured["entropy"].masked_fill(confidence == -torch.inf, torch.inf)
+    return measured
 
 
 def _priority(confidence: torch.Tensor, temperature: float, draw: torch.Tensor | None) -> torch.Tensor:

@@ -33,6 +33,7 @@ class Block:
         open_counts: for each step an upper bound, known on the host, of the masks that any row has left.
         step: the next step in the block.
         proposal: of the step that is being taken, for `Sampler.revise`; None before the first.
+        history: what the commit rule keeps of the block's steps, row by row; it goes with the block.
     """
 
     number: int
@@ -44,6 +45,7 @@ class Block:
     open_counts: list[int]
     step: int = 0
     proposal: Proposal | None = None
+    history: object | None = None
 
     @property
     def step_quota(self) -> torch.Tensor:
@@ -100,6 +102,20 @@ class Open(NamedTuple):
     positions: torch.Tensor
     masked: torch.Tensor
     shown: torch.Tensor
+
+
+class Considered(NamedTuple):
+    """What a step has before it selects.
+
+    Args:
+        ids: (R, W) int64, the canvas that the proposal is for.
+        open: where it proposes.
+        proposal: what could be written there.
+    """
+
+    ids: torch.Tensor
+    open: Open
+    proposal: Proposal
 
 
 def open_positions(
