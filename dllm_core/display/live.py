@@ -250,7 +250,8 @@ def steps_ahead(sampler: Sampler, state: SamplerState) -> int | None:
 
     def steps(row: int, block: int) -> int:
         budget = steps_per_block(options, canvas, row)
-        return len(quota_counts(canvas.masks(row, block), budget, options.quota, options.schedule))
+        masks = canvas.masks(row, block)
+        return len(quota_counts(masks, budget, options.quota, options.schedule, options.time_epsilon))
 
     rows = range(len(canvas.rows))
     last = max(canvas.blocks(row) for row in rows)

@@ -11,7 +11,7 @@ from dllm_core.errors import OptionError
 
 CONFIDENCES = ("probability", "margin", "entropy", "random")
 CONFIDENCE_DISTRIBUTIONS = ("model", "sampling")
-QUOTAS = ("schedule", "even")
+QUOTAS = ("schedule", "floor", "even")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +26,10 @@ class MaskedOptions:
         steps_per_block: steps of each block; where it is given, ``steps`` counts for nothing.
         block_size: the canvas is finished block by block, from left to right. None: one block.
         schedule: ``linear``, ``cosine`` or any registered schedule; decides how many tokens each step commits.
-        quota: ``schedule`` rounds the schedule's expectation, as the existing framework does; ``even`` gives every
-            step the same number and the first ones the remainder, as the official LLaDA code does.
+        quota: ``schedule`` rounds the schedule's expectation, as the existing framework does; ``floor`` rounds it down,
+            as the official Dream code does; ``even`` gives every step the same number and the first ones the
+            remainder, as the official LLaDA code does.
+        time_epsilon: the steps divide the diffusion time from 1 to this, and the last one commits what is left (eps).
         stochastic_quota: draw each step's number from a binomial distribution (stochastic_transfer).
         temperature: 0 takes the most probable token; else tokens are drawn from softmax(logits / temperature), which is
             what the published Gumbel-max draws.
@@ -60,6 +62,7 @@ class MaskedOptions:
     block_size: int | None = 32
     schedule: str = "linear"
     quota: str = "schedule"
+    time_epsilon: float = 0.0
     stochastic_quota: bool = False
     temperature: float = 0.0
     top_k: int | None = None
@@ -87,11 +90,14 @@ class MaskedOptions:
                 raise OptionError(f"{name} must be a finite number, got {getattr(self, name)}")
         if self.top_p is not None:
             within("top_p", self.top_p, 0.0, 1.0)
+        within("time_epsilon", self.time_epsilon, 0.0, 0.5)
         one_of("confidence", self.confidence, CONFIDENCES)
         one_of("confidence_distribution", self.confidence_distribution, CONFIDENCE_DISTRIBUTIONS)
         one_of("quota", self.quota, QUOTAS)
         if self.max_length is not None and self.max_new_tokens is not None:
             raise OptionError("max_length and max_new_tokens exclude each other; give one of them")
+        if self.time_epsilon and self.quota == "even":
+            raise OptionError("time_epsilon belongs to the schedule; use quota='schedule' or 'floor' with it")
         if self.stochastic_quota and self.quota != "schedule":
             raise OptionError("stochastic_quota draws from the schedule; use quota='schedule' with it")
 

@@ -163,7 +163,7 @@ def _open_counts(masks: list[int], counts: list[tuple[int, ...]], steps: int) ->
 def _counts(state: SamplerState, options: MaskedOptions, row: int, number: int, masks: int) -> tuple[int, ...]:
     steps = steps_per_block(options, state.canvas, row)
     if not options.stochastic_quota:
-        return quota_counts(masks, steps, options.quota, options.schedule)
+        return quota_counts(masks, steps, options.quota, options.schedule, options.time_epsilon)
 
     key = state.keys[row].cpu()
 
@@ -171,7 +171,7 @@ def _counts(state: SamplerState, options: MaskedOptions, row: int, number: int, 
         noise = uniform(key, QUOTA, number, step, torch.arange(left))
         return int((noise < probability).sum())
 
-    return schedule_quota(masks, steps, options.schedule, draw)
+    return schedule_quota(masks, steps, options.schedule, draw, time_epsilon=options.time_epsilon)
 
 
 def steps_per_block(options: MaskedOptions, canvas: Canvas, row: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -18,32 +19,42 @@ def even_quota(masks: int, steps: int) -> tuple[int, ...]:
 
 
 def schedule_quota(
-    masks: int, steps: int, schedule: str, draw: Callable[[int, int, float], int] | None = None
+    masks: int,
+    steps: int,
+    schedule: str,
+    draw: Callable[[int, int, float], int] | None = None,
+    *,
+    time_epsilon: float = 0.0,
+    rounding: Callable[[float], int] = round,
 ) -> tuple[int, ...]:
     """Commits per step: the schedule's expectation, rounded, or a binomial draw from it.
 
-    From time t = k/steps to s = (k-1)/steps a masked token is revealed with probability
-    1 - (1 - alpha(s)) / (1 - alpha(t)). Steps that would commit nothing are left out: the model
-    has no time input, so they would change nothing.
+    The steps divide the time from 1 to eps evenly. From time t to the next one s a masked token is revealed with
+    probability 1 - (1 - alpha(s)) / (1 - alpha(t)), and what is left with certainty in the last step. Steps that would
+    commit nothing are left out: the model has no time input, so they would change nothing.
 
     Args:
         masks: masked tokens in the block.
         steps: step budget of the block, at least 1.
         schedule: name of a registered schedule.
         draw: (step, remaining masks, probability) -> number to commit; None rounds the expectation.
+        time_epsilon: eps, where the grid of times ends; below 1.
+        rounding: how.
 
     Returns:
         Positive counts that add up to ``masks``.
 
-    Source: MDLM (arXiv 2406.07524), section 4; ZHZisZZ/dllm core/samplers/utils.py, get_num_transfer_tokens.
+    Source: MDLM (arXiv 2406.07524), section 4; ZHZisZZ/dllm core/samplers/utils.py, get_num_transfer_tokens; the time
+    grid and rounding down are those of Dream-org/Dream-v0-Base-7B, generation_utils.py, _sample.
     """
     alpha, counts, left = get_schedule(schedule), [], masks
     for step in range(steps):
         if left == 0:
             break
-        t, s = (steps - step) / steps, (steps - step - 1) / steps
-        reveal = 1 - alpha.reverse_mask_prob(s, t)
-        count = round(left * reveal) if draw is None else draw(step, left, reveal)
+        t, s = (time_epsilon + (1 - time_epsilon) * (steps - k) / steps for k in (step, step + 1))
+        is_last = step == steps - 1 and time_epsilon > 0
+        reveal = 1.0 if is_last else 1 - alpha.reverse_mask_prob(s, t)
+        count = rounding(left * reveal) if draw is None else draw(step, left, reveal)
         counts.append(min(count, left))
         left -= counts[-1]
     if left:  # a registered schedule that does not reach alpha(0) = 1
@@ -52,6 +63,9 @@ def schedule_quota(
 
 
 @lru_cache(maxsize=4096)
-def quota_counts(masks: int, steps: int, kind: str, schedule: str) -> tuple[int, ...]:
+def quota_counts(masks: int, steps: int, kind: str, schedule: str, time_epsilon: float = 0.0) -> tuple[int, ...]:
     """The counts of a deterministic quota; the same blocks come again and again, so they are kept."""
-    return even_quota(masks, steps) if kind == "even" else schedule_quota(masks, steps, schedule)
+    if kind == "even":
+        return even_quota(masks, steps)
+    rounding = math.floor if kind == "floor" else round
+    return schedule_quota(masks, steps, schedule, time_epsilon=time_epsilon, rounding=rounding)

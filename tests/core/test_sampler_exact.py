@@ -238,10 +238,15 @@ def test_an_unprompted_canvas_of_blocks_of_two():
     assert_fits(draw(canvas, confidence="margin", block_size=2, steps_per_block=1), law)
 
 
-def test_stochastic_quotas():
-    """Two steps under the linear schedule: each mask is revealed in the first with probability 1/2, then the rest."""
-    law = Law([((1, 2, 3), [binomial(0.5), binomial(1.0)])], "random")(PROMPT)
-    assert_fits(draw(PROMPT, 1500, confidence="random", steps=2, stochastic_quota=True), law)
+@pytest.mark.parametrize(("time_epsilon", "first"), [(0.0, 0.5), (0.4, 0.3)])
+def test_stochastic_quotas(time_epsilon, first):
+    """Two steps under the linear schedule: each mask is revealed in the first with 1 - s / t, then the rest.
+
+    Each on its own: a binomial number of positions, chosen by chance, is Dream's algorithm "origin".
+    """
+    law = Law([((1, 2, 3), [binomial(first), binomial(1.0)])], "random")(PROMPT)
+    options = {"confidence": "random", "steps": 2, "stochastic_quota": True, "time_epsilon": time_epsilon}
+    assert_fits(draw(PROMPT, 1500, **options), law)
 
 
 def test_noise_used_twice_would_be_seen(monkeypatch):

@@ -105,9 +105,8 @@ def check_every_step_commits_its_quota_inside_its_block(run: Run) -> None:
             start, stop = canvas.span(row, step.block)
             if (row, step.block) not in left:
                 budget = steps_per_block(options, canvas, row)
-                left[row, step.block] = list(
-                    quota_counts(canvas.masks(row, step.block), budget, options.quota, options.schedule)
-                )
+                how = options.quota, options.schedule, options.time_epsilon
+                left[row, step.block] = list(quota_counts(canvas.masks(row, step.block), budget, *how))
             here = step.committed[row].nonzero().flatten().tolist()
             assert all(start <= position < stop for position in here)
             if not done[row] and not options.stochastic_quota:
@@ -190,7 +189,8 @@ def sampler_options(draw, **fixed):
     chosen |= maybe("suppress_tokens", (0,), (1, EOS)) | maybe("suppress_confidence_tokens", (EOS,), (2, 1))
     chosen |= maybe("confidence_distribution", "sampling")
     chosen |= maybe("top_k", 2) | maybe("top_p", 0.7) | maybe("schedule", "cosine")
-    chosen |= draw(st.sampled_from([{}, {"quota": "even"}, {"stochastic_quota": True}]))
+    chosen |= draw(st.sampled_from([{}, {"quota": "even"}, {"quota": "floor"}, {"stochastic_quota": True}]))
+    chosen |= {} if chosen.get("quota") == "even" else maybe("time_epsilon", 0.1)
     chosen |= {"block_size": draw(st.sampled_from([None, 1, 2, 3, 32]))}
     chosen |= {"seed": draw(st.integers(0, 9)), "stop_at_eos": draw(st.booleans())}
     return chosen | maybe("steps", 1, 2, 4, 9) | fixed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -33,11 +34,12 @@ def test_every_published_table():
 @given(
     masks=st.integers(0, 300),
     steps=st.integers(1, 300),
-    kind=st.sampled_from(["schedule", "even"]),
+    kind=st.sampled_from(["schedule", "floor", "even"]),
     schedule=st.sampled_from(["linear", "cosine"]),
+    time_epsilon=st.sampled_from([0.0, 1e-3, 0.3]),
 )
-def test_counts_are_positive_and_add_up(masks, steps, kind, schedule):
-    counts = quota_counts(masks, steps, kind, schedule)
+def test_counts_are_positive_and_add_up(masks, steps, kind, schedule, time_epsilon):
+    counts = quota_counts(masks, steps, kind, schedule, time_epsilon)
     assert sum(counts) == masks
     assert all(count > 0 for count in counts)
     assert len(counts) <= steps
@@ -56,6 +58,26 @@ def test_the_official_rule_by_hand():
     assert even_quota(10, 4) == (3, 3, 2, 2)
     assert even_quota(3, 5) == (1, 1, 1)
     assert even_quota(0, 5) == ()
+
+
+@pytest.mark.parametrize(
+    ("masks", "steps", "counts"),
+    [
+        (12, 8, (1, 1, 1, 1, 1, 2, 2, 3)),
+        (20, 5, (3, 4, 4, 4, 5)),
+        (16, 16, (1,) * 14 + (2,)),
+        (7, 20, (1,) * 5 + (2,)),
+        (128, 12, (10,) * 5 + (11,) * 6 + (12,)),
+    ],
+)
+def test_rounded_down_on_a_grid_that_ends_at_epsilon_it_is_the_official_rule_of_dream(masks, steps, counts):
+    """int(left * (1 - s / t)) on linspace(1, 1e-3, steps + 1), all that is left in the last step."""
+    assert quota_counts(masks, steps, "floor", "linear", 1e-3) == counts
+    times, left, want = torch.linspace(1, 1e-3, steps + 1).tolist(), masks, []
+    for step, (t, s) in enumerate(itertools.pairwise(times), 1):
+        want.append(left if step == steps else int(left * (1 - s / t)))
+        left -= want[-1]
+    assert counts == tuple(count for count in want if count)
 
 
 @settings(max_examples=50, deadline=None)
