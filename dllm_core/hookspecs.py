@@ -82,11 +82,13 @@ class ModelAdapterSpec(Spec):
         bundled: checkpoints that the plugin ships.
         converter: import string of a function that makes such a model of a checkpoint of another kind, for
             ``dllm convert --to``; its arguments are those of ``dllm_core.models.converting.Converter``.
+        converts: the ``model_type`` values that it takes; `dllm_core.load` names the command to whoever loads one.
     """
 
     model_types: tuple[str, ...]
     bundled: tuple[BundledCheckpoint, ...] = ()
     converter: str | None = None
+    converts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -198,13 +198,26 @@ def adapter_for(path: str, adapter: str | None = None, revision: str | None = No
     model_type = config.get("model_type")
     component = registry.adapter_for_model_type(model_type) if model_type else None
     if component is None:
-        served = sorted({t for c in registry.components("adapter") for t in c.spec.model_types})
-        raise ModelLoadError(
-            f"{path}: no installed plugin serves model_type {model_type!r}; installed ones serve "
-            f"{', '.join(served) or 'nothing'}; install the plugin of that family ('dllm plugins' lists yours)."
-            + registry.missing_plugins_hint()
-        )
+        raise ModelLoadError(f"{path}: {_why_not_served(config)}{registry.missing_plugins_hint()}")
     return registry.load("adapter", component.full_id)().for_checkpoint(config)
+
+
+def _why_not_served(config: Mapping[str, object]) -> str:
+    """What to do with a checkpoint that no adapter serves."""
+    model_type, adapters = config.get("model_type"), registry.components("adapter")
+    if not model_type:
+        return "its config.json names no model_type, so no family can be found; add it, or name the family: adapter=..."
+    if converts := next((component for component in adapters if model_type in component.spec.converts), None):
+        return (
+            f"model_type {model_type!r} generates from left to right; make a diffusion model of it first: "
+            f"dllm convert --to {converts.plugin} MODEL FOLDER"
+        )
+    served = ", ".join(sorted({name for component in adapters for name in component.spec.model_types})) or "nothing"
+    code = "the code that its config.json asks for (auto_map) is never run; " if "auto_map" in config else ""
+    return (
+        f"no installed plugin serves model_type {model_type!r}; {code}installed ones serve {served}; install the "
+        "plugin of that family ('dllm plugins' lists yours), or write one (docs/tutorial-first-plugin.md)."
+    )
 
 
 def read_config(path: str, revision: str | None) -> dict[str, object]:

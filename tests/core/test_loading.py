@@ -32,6 +32,7 @@ PLUGIN = """
         )
         yield ModelAdapterSpec(
             name="other", summary="s", target="encoder_family:OtherAdapter", source="original", model_types=("other",),
+            converter="encoder_family:convert", converts=("gpt16",),
         )
 """
 FAMILY = """
@@ -240,7 +241,15 @@ SPOILED = {
         rewrite_config(model_type="gpt17"),
         ["'gpt17'", "no installed plugin serves", "bert, other", "install the plugin"],
     ),
-    "no model type": (rewrite_config(model_type=None), ["no installed plugin serves model_type None"]),
+    "code of its own": (
+        rewrite_config(model_type="gpt17", auto_map={"AutoModel": "modeling_gpt17.GPT17"}),
+        ["'gpt17'", "(auto_map) is never run", "bert, other"],
+    ),
+    "autoregressive": (
+        rewrite_config(model_type="gpt16"),
+        ["left to right", "dllm convert --to encoders MODEL FOLDER"],
+    ),
+    "no model type": (rewrite_config(model_type=None), ["names no model_type", "adapter="]),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), ["checkpoint", "model.safetensors"]),
     "half of the weights": (cut_weights, ["checkpoint"]),
     "a weight is missing": (drop_a_weight, ["lacks 1 weights of BertForMaskedLM", "output.dense.weight", "not whole"]),

@@ -22,7 +22,7 @@ SPEC = ("name", "summary", "target", "source")
 HOOKS = {"dllm_objectives": [], "dllm_model_adapters": [], "dllm_samplers": [], "dllm_eval_tasks": []}
 SPECS = {
     "ObjectiveSpec": SPEC,
-    "ModelAdapterSpec": (*SPEC, "model_types", "bundled", "converter"),
+    "ModelAdapterSpec": (*SPEC, "model_types", "bundled", "converter", "converts"),
     "BundledCheckpoint": ("name", "summary", "resource", "demo_prompts", "max_new_tokens"),
     "SamplerSpec": (*SPEC, "defaults", "families"),
     "CommitRuleSpec": SPEC,

@@ -18,4 +18,5 @@ def dllm_model_adapters() -> Iterable[ModelAdapterSpec]:
             target=f"dllm_a2d.adapter:A2D{row.name}Adapter",
             model_types=(row.model_type,),
             converter="dllm_a2d.converting:convert",
+            converts=(row.source_type,),
         )
