@@ -79,12 +79,14 @@ def test_recipes_run_on_what_they_name(name, causal, tmp_path, monkeypatch):
     recipe = load_recipe(name, changes)
     check_recipe(recipe)
     train(recipe, tmp_path / "trained")
-    assert dllm.load(tmp_path / "trained", device="cpu").mask_token_id == 102
+    adapter = tmp_path / "trained" if recipe.lora is not None else None
+    trained = dllm.load("qwen3-0.6b-a2d" if adapter else tmp_path / "trained", lora=adapter, device="cpu")
+    assert trained.mask_token_id == 102
 
 
 def test_the_recipes_are_here():
     names = {name for name in find_recipes() if name.startswith("a2d/")}
-    kinds = ("", "-tiny", "-alpaca", "-shakespeare", "-openwebtext")
+    kinds = ("", "-tiny", "-alpaca", "-alpaca-lora", "-shakespeare", "-openwebtext")
     assert names == {f"a2d/a2d-{objective}{kind}" for objective in ("mdlm", "bd3lm") for kind in kinds}
 
 

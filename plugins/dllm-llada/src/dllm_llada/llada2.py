@@ -19,6 +19,7 @@ from transformers.models.glm4_moe.configuration_glm4_moe import Glm4MoeConfig
 from transformers.models.glm4_moe.modeling_glm4_moe import Glm4MoeForCausalLM
 
 from dllm_core.errors import ModelLoadError
+from dllm_llada.fields import take_computed
 
 # What published code can be told to compute and the shared classes cannot. A field that is absent has the first value.
 COMPUTED: dict[str, tuple[object, ...]] = {
@@ -72,12 +73,7 @@ class LLaDA2MoeConfig(Glm4MoeConfig):
     mask_token_id: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        for name, allowed in COMPUTED.items():
-            value = kwargs.pop(name, allowed[0])
-            if value not in allowed:
-                raise ModelLoadError(
-                    f"LLaDA2 config has {name}={value!r}, which this model does not compute; it must be {allowed[0]!r}"
-                )
+        take_computed("LLaDA2", kwargs, COMPUTED)
         for name in IGNORED:
             kwargs.pop(name, None)
         kwargs.setdefault("rope_theta", 600000.0)

@@ -17,6 +17,7 @@ from transformers.models.qwen3_moe.configuration_qwen3_moe import Qwen3MoeConfig
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeForCausalLM
 
 from dllm_core.errors import ModelLoadError
+from dllm_llada.fields import take_computed
 
 # What published code can be told to compute and the shared classes cannot. A field that is absent has the first value.
 COMPUTED: dict[str, tuple[object, ...]] = {
@@ -64,13 +65,7 @@ class LLaDAMoEConfig(Qwen3MoeConfig):
     mask_token_id: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        for name, allowed in COMPUTED.items():
-            value = kwargs.pop(name, allowed[0])
-            if value not in allowed:
-                raise ModelLoadError(
-                    f"LLaDA-MoE config has {name}={value!r}, which this model does not compute; it must be "
-                    f"{allowed[0]!r}"
-                )
+        take_computed("LLaDA-MoE", kwargs, COMPUTED)
         kwargs.setdefault("rope_theta", 50000.0)
         if self.moe_layer_freq is not None:
             self.mlp_only_layers = [layer for layer, sparse in enumerate(self.moe_layer_freq) if not sparse]
