@@ -1,6 +1,6 @@
 """`CommitRuleTests`: what every commit rule must hold, on made-up proposals and inside the sampling loop.
 
-Shapes: B rows, M open positions (slots).
+Shapes: B rows, M open positions (slots), V words.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import unittest
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,9 +22,11 @@ from dllm_core.conformance.part_suite import PartSuite
 from dllm_core.conformance.sampler_chance import process_seed
 from dllm_core.conformance.sampler_suite import MASK, NEW, PROMPTS, fresh, steps_of, texts
 from dllm_core.conformance.suite import requires
-from dllm_core.samplers import CommitRule, Proposal
+from dllm_core.samplers import BlockSize, CommitRule, Proposal
+from dllm_core.samplers.statistics import NEEDS, STATISTICS
 
 ROWS, SLOTS, CASES = 4, 8, 12
+PLACES, WORDS = 12, 512  # of a block; enough words that a confidence of 1/256 is the best
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,21 +55,31 @@ class Case:
     quota: Tensor  # (B,) int64
 
     def with_confidence(self, confidence: Tensor) -> Case:
-        """The same with that confidence, which is also the priority."""
-        return dataclasses.replace(self, proposal=Proposal(self.proposal.tokens, confidence, confidence))
+        """The same with that confidence, which is also the priority, and distributions to match."""
+        given = self.proposal
+        return dataclasses.replace(self, proposal=whole_proposal(given.tokens, confidence, confidence, given.places))
 
     def to(self, *, device: str | None = None, dtype: torch.dtype | None = None) -> Case:
         """The same on a device, or with confidence and priority in another precision."""
-        parts = (self.proposal.confidence, self.proposal.priority)
-        confidence, priority = (part.to(device=device, dtype=dtype) for part in parts)
-        proposal = Proposal(self.proposal.tokens.to(device), confidence, priority)
-        return Case(proposal, self.masked.to(device), self.quota.to(device))
+        moved = self._each(lambda part: part.to(device))
+        ranks = {name: getattr(moved.proposal, name).to(dtype=dtype) for name in ("confidence", "priority")}
+        return dataclasses.replace(moved, proposal=dataclasses.replace(moved.proposal, **ranks))
 
     def take(self, rows: slice, slots: Tensor | slice) -> Case:
         """Some rows and slots only, or slots in another order."""
-        parts = (self.proposal.tokens, self.proposal.confidence, self.proposal.priority, self.masked)
-        tokens, confidence, priority, masked = (part[rows][:, slots] for part in parts)
-        return Case(Proposal(tokens, confidence, priority), masked, self.quota[rows])
+        return self._each(lambda part: part[rows] if part.dim() == 1 else part[rows][:, slots])
+
+    def asked_by(self, rule: CommitRule) -> Case:
+        """What the loop gives the rule in the first step of a block: what it declares, and a new history."""
+        given = {name: getattr(self.proposal, name) if name in rule.needs else None for name in (*STATISTICS, "places")}
+        if "history" in rule.needs:
+            given["history"] = rule.remember(BlockSize(len(self.masked), PLACES, WORDS, MASK, self.masked.device))
+        return dataclasses.replace(self, proposal=dataclasses.replace(self.proposal, **given))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Case:
+        values = {field.name: getattr(self.proposal, field.name) for field in dataclasses.fields(Proposal)}
+        changed = {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
+        return Case(Proposal(**changed), change(self.masked), change(self.quota))
 
 
 class CommitRuleTests(PartSuite):
@@ -108,7 +120,8 @@ class CommitRuleTests(PartSuite):
     def select(self, case: Case, rule: CommitRule | None = None) -> Tensor:
         """What the rule selects. -> (B, M) bool"""
         rule = self.make() if rule is None else rule
-        return rule.select(case.proposal, case.masked, case.quota)
+        asked = case.asked_by(rule)
+        return rule.select(asked.proposal, asked.masked, asked.quota)
 
     def test_only_masks_are_chosen(self) -> None:
         """A selection is a boolean of the slots' shape, true at masked slots only.
@@ -236,10 +249,10 @@ class CommitRuleTests(PartSuite):
         if not self.make().follows_quota:
             raise unittest.SkipTest("the rule sets its own pace")
         for case in self.cases():
-            tokens, confidence, priority = (
-                getattr(case.proposal, name) for name in ("tokens", "confidence", "priority")
-            )
-            noisy = dataclasses.replace(case, proposal=Proposal(tokens, 1 - confidence, priority))
+            given = case.proposal
+            tokens, confidence, priority = given.tokens, given.confidence, given.priority
+            other = whole_proposal(tokens, 1 - confidence, priority, case.proposal.places)
+            noisy = dataclasses.replace(case, proposal=other)
             expect_equal(self.select(noisy), self.select(case), "selection with other confidences of the same priority")
 
     def test_inputs_are_not_changed(self) -> None:
@@ -247,13 +260,44 @@ class CommitRuleTests(PartSuite):
 
         Why: the loop writes the tokens and reports the confidence after the rule has seen them.
 
-        Mend: use masked_fill and scatter, not masked_fill_ and scatter_, on what you are given.
+        Mend: use masked_fill and scatter, not masked_fill_ and scatter_, on what you are given; what `remember` made is
+        the rule's own.
         """
+        rule = self.make()
         for case in self.cases():
             before = _values(case)
-            self.select(case)
+            weigh_and_select(rule, case)
             for name, value in _values(case).items():
                 expect_equal(value, before[name], f"{name} after selecting")
+
+    def test_needs_are_declared(self) -> None:
+        """``needs`` names what a `Proposal` can hold, and a history is made where one is declared, and only there.
+
+        Why: only what is declared is measured; a misspelt need is None at the first step, and an undeclared history is
+        never made.
+
+        Mend: take the names from `dllm_core.samplers.statistics.NEEDS`; with ``"history"`` override `remember`, without
+        it do not.
+        """
+        rule = self.make()
+        unknown = sorted(set(rule.needs) - set(NEEDS))
+        expect(not unknown, f"needs names {unknown}; there are {list(NEEDS)}")
+        remembers = type(rule).remember is not CommitRule.remember
+        expect_equal("history" in rule.needs, remembers, "history is among the needs, and remember is overridden")
+
+    def test_rows_of_a_batch_are_each_alone(self) -> None:
+        """Through all steps of the sampling loop a row of a ragged batch gets what it gets alone.
+
+        Why: what a rule remembers from step to step is where rows mix: a history over the batch, or one that is read at
+        the place of another position.
+
+        Mend: keep one row of history for each row of the block, and index it with ``places``.
+        """
+        for options in ({"block_size": 3}, {"block_size": None}, {"block_size": 3, "temperature": 1.0}):
+            sampler = self.sampler(self.make(), **options)
+            together = texts(sampler.sample(fresh(PROMPTS)))
+            alone = [texts(sampler.sample([list(prompt)]))[0] for prompt in PROMPTS]
+            expect_equal(together, alone, f"texts in a batch and alone with {options}")
 
     def test_every_precision_selects_the_same(self) -> None:
         """float16, bfloat16, float32 and float64 give the same selection for values that all can hold.
@@ -277,9 +321,10 @@ class CommitRuleTests(PartSuite):
 
         Mend: select with where, cumsum, sort and scatter; a rule that cannot says ``asks_nothing = False``.
         """
-        case = make_case(0, None).to(device="meta")
+        rule, case = self.make(), make_case(0, None).to(device="meta")
         try:
-            selected = self.select(case)
+            weigh_and_select(rule, case)
+            selected = self.select(case, rule)
         except (NotImplementedError, RuntimeError, TypeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise AssertionError(f"the rule asks for values, or mixes devices: {reason}; keep to tensors") from error
@@ -352,10 +397,29 @@ def make_case(seed: int, quota: int | None) -> Case:
     share = torch.rand(ROWS, generator=generator)
     counts = (share * masks).ceil().long() if quota is None else masks.clamp(max=quota)
     tokens = torch.randint(0, 3, (ROWS, SLOTS), generator=generator)
-    return Case(Proposal(tokens, confidence, confidence.clone()), masked, counts)
+    places = torch.stack([torch.randperm(PLACES, generator=generator)[:SLOTS].sort().values for _ in range(ROWS)])
+    places = places.where(masked, PLACES)
+    return Case(whole_proposal(tokens, confidence, confidence.clone(), places), masked, counts)
+
+
+def weigh_and_select(rule: CommitRule, case: Case) -> None:
+    """All that the loop calls in a step, with the log probabilities in the place of logits."""
+    asked = case.asked_by(rule)
+    rule.weigh(case.proposal.log_probs, case.proposal.places, asked.proposal.history)
+    rule.select(asked.proposal, asked.masked, asked.quota)
+
+
+def whole_proposal(tokens: Tensor, confidence: Tensor, priority: Tensor, places: Tensor) -> Proposal:
+    """A proposal (B, M) with all that a rule may ask for: what a token's confidence leaves is shared by all others."""
+    chosen = confidence.float().clamp(1 / WORDS, 1 - 1e-6)[..., None]  # suppressed ones: nothing is known
+    rest = ((1 - chosen) / (WORDS - 1)).expand(*tokens.shape, WORDS)
+    probabilities = rest.scatter(-1, tokens[..., None], chosen)  # (B, M, V)
+    entropy = torch.special.entr(probabilities).sum(-1).masked_fill(confidence == -torch.inf, torch.inf)
+    best_two = probabilities.topk(2, -1).values
+    return Proposal(tokens, confidence, priority, entropy, best_two, probabilities.log(), places)
 
 
 def _values(case: Case) -> dict[str, list]:
-    parts = {"tokens": case.proposal.tokens, "confidence": case.proposal.confidence}
-    parts |= {"priority": case.proposal.priority, "masked": case.masked, "quota": case.quota}
-    return {name: part.tolist() for name, part in parts.items()}
+    parts = {field.name: getattr(case.proposal, field.name) for field in dataclasses.fields(Proposal)}
+    parts |= {"masked": case.masked, "quota": case.quota}
+    return {name: part.tolist() for name, part in parts.items() if isinstance(part, Tensor)}

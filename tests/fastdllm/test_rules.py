@@ -5,12 +5,16 @@ Shapes: B rows, M open positions.
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import torch
-from dllm_fastdllm import Factor, Frechet, Threshold
+from dllm_fastdllm import Credit, Entropy, Factor, Frechet, Hierarchical, Klass, Threshold
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dllm_core.samplers import Proposal
+from dllm_core.samplers import BlockSize, MaskedOptions, Proposal
+from dllm_core.samplers.proposals import Draws, propose
 
 # A coarse grid, so that ties and exact equality with the bounds happen; multiples of 1/64 are exact in float32.
 CONFIDENCE = st.integers(0, 64).map(lambda n: n / 64)
@@ -99,3 +103,142 @@ def test_suppressed_confidence_still_makes_progress():
     row = [(float("-inf"), True), (float("-inf"), True), (0.9, False)]
     for rule in (Threshold(), Factor(), Frechet()):
         assert select(rule, row) == {0}
+
+
+# Rules that look at entropy, at places, or at what came before.
+
+WORDS, MASK = 6, 5
+NUMBER = st.integers(-8, 8).map(lambda n: n / 2)  # logits on a grid, so that ties happen
+
+
+def loop_entropy(row, bound):
+    """``row`` holds (certainty = -entropy, masked)."""
+    spent, chosen = 0.0, set()
+    for certainty, position in ranked(row):
+        if chosen and spent > bound:
+            break
+        chosen.add(position)
+        spent -= certainty
+    return chosen
+
+
+@settings(max_examples=200, deadline=None)
+@given(row=ROWS, bound=OPTION)
+def test_entropy_selects_what_its_loop_selects(row, bound):
+    uncertain = [(-c, masked) for c, masked in row]
+    entropy, masked = torch.tensor([[c for c, _ in row]]), torch.tensor([[m for _, m in row]])
+    proposal = Proposal(torch.zeros_like(masked, dtype=torch.long), 1 - entropy, 1 - entropy, entropy=entropy)
+    chosen = Entropy(entropy_bound=4 * bound).select(proposal, masked, torch.ones(1, dtype=torch.long))
+    assert set(chosen[0].nonzero().flatten().tolist()) == loop_entropy(uncertain, 4 * bound)
+
+
+def loop_hierarchical(row, low, high):
+    runs, before = [], None
+    for place, (c, masked) in enumerate(row):
+        if masked:
+            if before != place - 1:
+                runs.append([])
+            runs[-1].append((c, place))
+            before = place
+    heads = {max(run, key=lambda pair: (pair[0], -pair[1])) for run in runs}
+    chosen = {place for c, place in heads if c > low} | {p for run in runs for c, p in run if c > high}
+    return chosen | prefix(row, 1)
+
+
+@settings(max_examples=300, deadline=None)
+@given(row=ROWS, options=st.tuples(OPTION, OPTION).map(sorted), filler=st.integers(0, 3))
+def test_hierarchical_selects_what_its_loop_selects(row, options, filler):
+    low, high = options
+    places = [place for place, (_, masked) in enumerate(row) if masked]  # the open positions, as the loop lays them out
+    confidence = torch.tensor([[row[place][0] for place in places] + [1.0] * filler])
+    masked = torch.tensor([[True] * len(places) + [False] * filler])
+    if masked.shape[1] == 0:
+        return
+    at = torch.tensor([places + [len(row)] * filler])
+    proposal = Proposal(torch.zeros_like(at), confidence, confidence, places=at)
+    rule = Hierarchical(low_threshold=low, threshold=high)
+    chosen = rule.select(proposal, masked, torch.ones(1, dtype=torch.long))[0]
+    assert {at[0, slot].item() for slot in chosen.nonzero().flatten()} == loop_hierarchical(row, low, high)
+
+
+def run_of(rule, steps: list[torch.Tensor]) -> list[tuple[dict[int, float], set[int]]]:
+    """Confidences and selection of each step, by place, of a rule in a block with these logits (M, V) at its steps."""
+    count = len(steps[0])
+    history = rule.remember(BlockSize(1, count, WORDS, MASK, torch.device("cpu"))) if "history" in rule.needs else None
+    left, results = list(range(count)), []
+    for logits in steps:
+        if not left:
+            break
+        filler = count - len(left)
+        places = torch.tensor([left + [count] * filler])
+        masked = places < count
+        weighed = rule.weigh(logits[left + [0] * filler][None], places, history)
+        proposal = propose(weighed, MASK, MaskedOptions(), Draws(None, None, None), rule.needs)
+        proposal = replace(proposal, places=places, history=history)
+        chosen = rule.select(proposal, masked, torch.ones(1, dtype=torch.long))[0].tolist()
+        surety = dict(zip(left, proposal.confidence[0].tolist(), strict=False))
+        results.append((surety, {place for place, took in zip(left, chosen, strict=False) if took}))
+        left = [place for place in left if place not in results[-1][1]]
+    return results
+
+
+@st.composite
+def blocks(draw) -> list[torch.Tensor]:
+    """Logits (M, V) of a block at up to five steps; some repeat, so that distributions stand still."""
+    count = draw(st.integers(1, 4))
+    rows = st.lists(st.lists(NUMBER, min_size=WORDS, max_size=WORDS), min_size=count, max_size=count)
+    kinds = [torch.tensor(draw(rows)) for _ in range(2)]
+    return [kinds[draw(st.integers(0, 1))] for _ in range(5)]
+
+
+@settings(max_examples=150, deadline=None)
+@given(steps=blocks(), threshold=OPTION, kl=st.sampled_from([0.0, 0.01, 0.5]), still=st.integers(1, 2))
+def test_klass_selects_what_its_loop_selects(steps, threshold, kl, still):
+    got = run_of(Klass(threshold=threshold, kl_threshold=kl, still_steps=still), [s.clone() for s in steps])
+    moves: list[list[float]] = []
+    before, left = None, set(range(len(steps[0])))
+    for logits, (surety, chosen) in zip(steps, got, strict=False):
+        now = logits.softmax(-1)
+        moved = now.new_full((len(now),), torch.inf) if before is None else (now * (now / before).log()).sum(-1)
+        moves.append(moved.tolist())
+        before = now
+        recent = moves[-still:]
+        calm = {p for p in left if len(recent) == still and all(step[p] < kl for step in recent)}
+        ready = {p for p in calm if surety[p] > threshold}
+        assert chosen == (ready or {max(left, key=lambda p: (surety[p], -p))})
+        left -= chosen
+
+
+@settings(max_examples=150, deadline=None)
+@given(steps=blocks(), threshold=st.sampled_from([0.3, 0.5, 0.9]), weight=st.sampled_from([0.0, 0.7, 3.0]))
+def test_credit_is_what_its_loop_gives(steps, threshold, weight):
+    rule = Credit(threshold=threshold, credit_weight=weight)
+    account = torch.zeros(len(steps[0]), WORDS, dtype=torch.float64)  # dense, every token of every position
+    for logits, (surety, chosen) in zip(steps, run_of(rule, [s.clone() for s in steps]), strict=False):
+        account *= rule.credit_decay
+        for place in surety:
+            best = max(range(MASK), key=lambda token, at=place: (logits[at, token], -token))
+            account[place, best] += logits[place].softmax(-1)[best] ** rule.credit_power
+        weighed = (logits + rule.credit_weight * account.log1p()).softmax(-1)
+        want = {place: weighed[place, :MASK].max().item() for place in surety}
+        assert all(math.isclose(surety[place], want[place], rel_tol=1e-5) for place in surety)
+        assert chosen == loop_threshold([(surety.get(p, 0.0), p in surety) for p in range(len(logits))], threshold)
+
+
+def test_a_token_that_leads_step_after_step_is_written_earlier():
+    logits = torch.tensor([[top, 0.0, 0.0, 0.0, 0.0, -9.0] for top in (2.0, 1.5, 1.5)])
+    steps = [logits] * 3
+    first = [chosen for _, chosen in run_of(Credit(threshold=0.7, credit_weight=0.0), [s.clone() for s in steps])]
+    credited = [chosen for _, chosen in run_of(Credit(threshold=0.7, credit_weight=1.0), [s.clone() for s in steps])]
+    assert first == [{0}, {1}, {2}]
+    assert credited == [{0}, {1, 2}]
+
+
+def test_a_position_that_moved_waits_although_it_is_sure():
+    still = torch.tensor([[9.0, 0, 0, 0, 0, -9], [8.0, 0, 0, 0, 0, -9], [7.0, 0, 0, 0, 0, -9], [6.0, 0, 0, 0, 0, -9]])
+    moving = still.clone()
+    moving[3] = torch.tensor([0, 6.0, 0, 0, 0, -9])
+    chosen = [took for _, took in run_of(Klass(threshold=0.5), [s.clone() for s in (still, still, moving, moving)])]
+    assert chosen == [{0}, {1}, {2}, {3}]
+    # Without a step that moves, the two that are left are calm at the third step and go together.
+    assert [took for _, took in run_of(Klass(threshold=0.5), [still.clone() for _ in range(4)])] == [{0}, {1}, {2, 3}]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dllm_core.config import within
 from dllm_core.conformance.commit_rule import CommitRuleTests, Equivalence
-from dllm_core.samplers import CommitRule, Proposal, Quota
+from dllm_core.samplers import BlockSize, CommitRule, Proposal, Quota
 from tests.conformance.mutant import Mutant, suite_for
 
 
@@ -165,6 +165,47 @@ class PretendsToFollowTheQuota(Threshold):
     follows_quota = True
 
 
+@dataclass(frozen=True, kw_only=True)
+class MisspellsANeed(Threshold):
+    needs = ("entropies",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemembersUnasked(Threshold):
+    def remember(self, size: BlockSize) -> Tensor:
+        return torch.zeros(size.rows, size.places + 1, device=size.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patient(Threshold):
+    """Good: a position's threshold falls with every step that it waits."""
+
+    needs = ("places", "history")
+
+    def remember(self, size: BlockSize) -> Tensor:
+        return torch.zeros(size.rows, size.places + 1, device=size.device)
+
+    def sure(self, proposal: Proposal, masked: Tensor) -> Tensor:
+        return (proposal.confidence >= self.threshold - 0.2 * self.waited(proposal)) & masked
+
+    def waited(self, proposal: Proposal) -> Tensor:
+        before = proposal.history.gather(1, proposal.places)
+        proposal.history.scatter_(1, proposal.places, before + 1)
+        return before
+
+
+@dataclass(frozen=True, kw_only=True)
+class WaitsForTheBatch(Patient):
+    def waited(self, proposal: Proposal) -> Tensor:
+        return super().waited(proposal).mean().expand_as(proposal.confidence) * len(proposal.confidence)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeighsInPlace(Threshold):
+    def weigh(self, logits: Tensor, places: Tensor, history: object | None) -> Tensor:
+        return logits.mul_(2)
+
+
 THRESHOLD: Mapping[str, object] = {
     "bad_options": {"threshold": (-0.1, 1.5, 90)},
     "monotone_in": {"threshold": (0.0, 0.2, 0.5, 0.9, 1.0)},
@@ -196,6 +237,10 @@ MUTANTS = [
     broken("test_inputs_are_not_changed", WritesIntoPriority, "masks the priority in place"),
     broken("test_every_precision_selects_the_same", LiftsTheValues, "adds 8, after which half precision sees ties"),
     broken("test_the_device_is_asked_nothing", LoopsOverRows, "asks the device for every row's quota"),
+    broken("test_inputs_are_not_changed", WeighsInPlace, "doubles the logits in place"),
+    broken("test_needs_are_declared", MisspellsANeed, "needs what nothing measures"),
+    broken("test_needs_are_declared", RemembersUnasked, "remembers without declaring that it needs a history"),
+    broken("test_rows_of_a_batch_are_each_alone", WaitsForTheBatch, "lets a row's history depend on the other rows"),
     broken("test_options_are_monotone", TurnsTheThreshold, "commits more under a higher threshold"),
     broken("test_equivalences_hold", CommitsTwo, "commits at least two"),
     broken("test_every_block_ends", PretendsToFollowTheQuota, "declares that it follows the quota, and does not"),

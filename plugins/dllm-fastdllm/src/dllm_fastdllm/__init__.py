@@ -10,12 +10,16 @@ import importlib
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "Credit": "dllm_fastdllm.rules.credit",
+    "Entropy": "dllm_fastdllm.rules.entropy",
     "Factor": "dllm_fastdllm.rules.factor",
     "Frechet": "dllm_fastdllm.rules.frechet",
+    "Hierarchical": "dllm_fastdllm.rules.hierarchical",
+    "Klass": "dllm_fastdllm.rules.klass",
     "Threshold": "dllm_fastdllm.rules.threshold",
 }
 
-__all__ = ["Factor", "Frechet", "Threshold", "__version__"]
+__all__ = ["Credit", "Entropy", "Factor", "Frechet", "Hierarchical", "Klass", "Threshold", "__version__"]
 
 
 def __getattr__(name: str) -> object:

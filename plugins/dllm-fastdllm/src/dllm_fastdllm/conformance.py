@@ -40,3 +40,49 @@ class TestFrechet(CommitRuleTests):
     bad_options: ClassVar[dict] = {"delta": [-0.1, 1.5, float("nan")]}
     monotone_in: ClassVar[dict] = {"delta": (0.0, 0.25, 0.9)}
     equivalent_to: ClassVar[tuple] = (Equivalence(options={"delta": 1.0}, other="core/quota", quota=1),)
+
+
+class TestEntropy(CommitRuleTests):
+    component = "fastdllm/entropy"
+    options: ClassVar[dict] = {"entropy_bound": 2.5}  # of up to 6 nats a position here
+    bad_options: ClassVar[dict] = {"entropy_bound": [-0.1, float("nan")]}
+    monotone_in: ClassVar[dict] = {"entropy_bound": (20.0, 2.5, 0.1)}
+    equivalent_to: ClassVar[tuple] = (Equivalence(options={"entropy_bound": 0.0}, other="core/quota", quota=1),)
+
+
+class TestKlass(CommitRuleTests):
+    component = "fastdllm/klass"
+    options: ClassVar[dict] = {"threshold": 0.6, "kl_threshold": 0.5}
+    bad_options: ClassVar[dict] = {
+        "threshold": [-0.1, 1.5, float("nan")],
+        "kl_threshold": [-0.1, float("nan")],
+        "still_steps": [0, -1],
+    }
+    equivalent_to: ClassVar[tuple] = (Equivalence(other="core/quota", quota=2),)  # in a block's first step
+
+
+class TestCredit(CommitRuleTests):
+    component = "fastdllm/credit"
+    options: ClassVar[dict] = {"threshold": 0.6}
+    bad_options: ClassVar[dict] = {
+        "threshold": [-0.1, 1.5, float("nan")],
+        "credit_weight": [-0.1, float("nan")],
+        "credit_decay": [-0.1, 1.5, float("nan")],
+        "credit_power": [-0.1, float("nan")],
+    }
+    monotone_in: ClassVar[dict] = {"threshold": (0.2, 0.5, 0.9)}
+    equivalent_to: ClassVar[tuple] = (Equivalence(options={"threshold": 1.0}, other="core/quota", quota=1),)
+
+
+class TestHierarchical(CommitRuleTests):
+    component = "fastdllm/hierarchical"
+    surest_first = False  # a run's best goes in front of a surer position in the middle of another run
+    ties_go_left = False  # to the left within each run
+    bad_options: ClassVar[dict] = {
+        "threshold": [-0.1, 1.5, float("nan"), 0.3],
+        "low_threshold": [-0.1, 1.5, float("nan"), 0.95],
+    }
+    monotone_in: ClassVar[dict] = {"threshold": (0.4, 0.6, 0.9), "low_threshold": (0.0, 0.4, 0.9)}
+    equivalent_to: ClassVar[tuple] = (
+        Equivalence(options={"threshold": 1.0, "low_threshold": 1.0}, other="core/quota", quota=1),
+    )

@@ -34,3 +34,27 @@ def dllm_samplers() -> Iterable[SamplerSpec | CommitRuleSpec]:
         target="dllm_fastdllm.rules.frechet:Frechet",
         source="Fast-dLLM++, arXiv:2606.02955",
     )
+    yield CommitRuleSpec(
+        name="entropy",
+        summary="Writes the least uncertain proposals while their entropies stay within a bound",
+        target="dllm_fastdllm.rules.entropy:Entropy",
+        source="EB-Sampler, arXiv:2505.24857, algorithm 1",
+    )
+    yield CommitRuleSpec(
+        name="klass",
+        summary="Writes every sure proposal whose distribution has stopped moving",
+        target="dllm_fastdllm.rules.klass:Klass",
+        source="KLASS, arXiv:2511.05664, section 3",
+    )
+    yield CommitRuleSpec(
+        name="credit",
+        summary="Writes what is sure once tokens that led before are given credit",
+        target="dllm_fastdllm.rules.credit:Credit",
+        source="CreditDecoding, arXiv:2510.06133",
+    )
+    yield CommitRuleSpec(
+        name="hierarchical",
+        summary="Writes the surest proposal of every run of masks, and all that is sure",
+        target="dllm_fastdllm.rules.hierarchical:Hierarchical",
+        source="dInfer, arXiv:2510.08666",
+    )
