@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dllm_core.conformance import AdapterTests, PluginTests
+from dllm_core.conformance import AdapterTests, PluginTests, SamplerTests
 from dllm_dream.models import DreamConfig
 
 if TYPE_CHECKING:
@@ -53,3 +53,23 @@ class TestAdapter(AdapterTests):
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return letters_tokenizer()
+
+
+class TestEntropy(SamplerTests):
+    component = "dream/entropy"
+
+
+class TestDream(SamplerTests):
+    component = "dream/dream"
+
+
+class TestTopkMargin(SamplerTests):
+    component = "dream/topk_margin"
+
+
+class TestOrigin(SamplerTests):
+    component = "dream/origin"
+    follows_schedule = False  # how many tokens a step writes is drawn, and a step that draws none is left out
+    follows_steps = False
+    ranks_by_confidence = False
+    deterministic_at_zero = False  # chance decides where it writes, at any temperature
