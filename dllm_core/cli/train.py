@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shlex
 import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,6 +67,8 @@ def command(
     """
     if output is None and not dry_run:
         raise click.UsageError("Missing option '--output'.")
+    for name in _SAID_WITHOUT_A_GPU:
+        logging.getLogger(name).addFilter(_is_news)
     from dllm_core.training.launch import Launch, check_world, is_worker, with_engine
     from dllm_core.training.recipes import load_recipe
 
@@ -91,25 +95,36 @@ def command(
 def _train(ctx: click.Context, recipe: Recipe, output: str, *, resume: bool, as_json: bool) -> None:
     from dllm_core.training.launch import WorkerEnd
 
-    end = WorkerEnd()
-    from transformers.utils.logging import disable_progress_bar
+    end, speaks = WorkerEnd(), os.environ.get("RANK", "0") == "0"  # of several processes one does
+    with redirect_stdout(sys.stderr):  # what libraries print is no result: DeepSpeed logs to stdout
+        from transformers.utils.logging import disable_progress_bar
 
-    from dllm_core.training.interruption import TrainingInterrupted
-    from dllm_core.training.run import train
+        from dllm_core.training.interruption import TrainingInterrupted
+        from dllm_core.training.run import train
 
-    speaks = os.environ.get("RANK", "0") == "0"  # of several processes one does
-    if not sys.stderr.isatty():
-        disable_progress_bar()
-    try:
-        folder = train(recipe, output, resume=resume)
-    except TrainingInterrupted as interruption:
-        if speaks:
-            click.echo(str(interruption), err=True)
-        end.with_code(interruption.exit_code)
-        ctx.exit(interruption.exit_code)
-    end.with_code(0)
+        if not sys.stderr.isatty():
+            disable_progress_bar()
+        try:
+            folder = train(recipe, output, resume=resume)
+        except TrainingInterrupted as interruption:
+            if speaks:
+                click.echo(str(interruption), err=True)
+            end.with_code(interruption.exit_code)
+            ctx.exit(interruption.exit_code)
     if speaks:
         click.echo(json.dumps({"output": str(folder)}) if as_json else f"Trained model in {folder}")
+    end.with_code(0)
+
+
+# What these loggers say at every start where they are installed and no GPU is at hand; nothing follows from it.
+_SAID_WITHOUT_A_GPU = {
+    "DeepSpeed": "Setting accelerator to CPU",
+    "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
+}
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith(_SAID_WITHOUT_A_GPU[record.name])
 
 
 @dataclass(frozen=True)

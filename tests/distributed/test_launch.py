@@ -355,3 +355,14 @@ def test_a_worker_ends_behind_its_exit_handlers(worker, code, last):
     assert (done.returncode, done.stderr) == (code, "")
     assert done.stdout.rstrip().endswith(last)
     assert "handlers that were registered later ran" in done.stdout
+
+
+def test_stdout_is_the_result_alone(recipe, tmp_path):
+    """Whatever libraries print while they train goes to stderr, and nothing of it is of a GPU that is not there."""
+    pytest.importorskip("dllm_llada")
+    line = [*dllm_train(recipe, tmp_path / "out", "max_steps=1", "eval_strategy=no", "save_strategy=no"), "--json"]
+    done = subprocess.run(line, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout) == {"output": str(tmp_path / "out")}
+    assert "loss" in done.stderr
+    assert "accelerator to CPU" not in done.stderr
