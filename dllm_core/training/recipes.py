@@ -103,8 +103,8 @@ class DataSection:
         format, max_length, truncation, mask_prompt_loss, supervised, insert_eos, streaming, num_proc: see
             `dllm_core.data.DataOptions`; ``max_length`` None: 1024, or what the model reads where that is less.
         packing: put several examples into rows of ``max_length``, see `PackingCollator`.
-        collators: wrappers in the order in which they act, see `dllm_core.training.wrappers`: a name, or a mapping with
-            ``name`` and options.
+        collators: wrappers in the order in which they act, see `dllm_core.training.wrapping`: a name or an import
+            string, or a mapping with ``name`` and options.
         seed: of the generator, or of the rows held out of ``dataset``.
         learn_padding, pad_to_multiple_of: see `DiffusionCollator`.
     """

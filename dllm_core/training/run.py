@@ -38,7 +38,8 @@ from dllm_core.training.progress import only_one_display, progress_display, show
 from dllm_core.training.recipes import DataSection, ModelSection, Recipe, TokenizerSection, load_recipe
 from dllm_core.training.resume import CHECKPOINTS, RECIPE_FILE, changes, starting_point
 from dllm_core.training.trainer import DiffusionTrainer
-from dllm_core.training.wrappers import Collator, check_wrappers, wrap, wrapped_length
+from dllm_core.training.wrappers import Collator
+from dllm_core.training.wrapping import check_wrappers, wrap, wrapped_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -10,17 +10,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from dllm_core.config import at_least, one_of, within
+from dllm_core.config import at_least, within
 from dllm_core.errors import OptionError
 from dllm_core.objectives.base import IGNORED_LABEL
-
-if TYPE_CHECKING:
-    from dllm_core.models.denoiser import Denoiser
 
 Example = Mapping[str, "Sequence[int] | Tensor"]
 Collator = Callable[[Sequence[Example]], dict[str, Tensor]]
@@ -29,15 +26,28 @@ Collator = Callable[[Sequence[Example]], dict[str, Tensor]]
 class CollatorWrapper:
     """A collator around a collator; this one changes nothing.
 
+    Subclasses take ``collator`` first; their further arguments are the options that a recipe may give.
+
     Args:
         collator: makes a batch of examples.
+
+    Attributes:
+        model_tokens: arguments that are token ids of the model where a recipe does not give them, by the names that
+            they have there, for example ``eos_token_id``.
     """
+
+    model_tokens: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, collator: Collator) -> None:
         self.collator = collator
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         return self.after(self.collator(self.before(examples)))
+
+    @classmethod
+    def longest(cls, length: int, options: Mapping[str, object]) -> int:
+        """The most tokens that an example of `length` tokens has behind this wrapper, given its options."""
+        return length
 
     def before(self, examples: Sequence[Example]) -> Sequence[Example]:
         """The examples that the inner collator gets."""
@@ -70,9 +80,15 @@ class PrependBOSWrapper(CollatorWrapper):
         OptionError: no token, or a negative one.
     """
 
+    model_tokens: ClassVar[tuple[str, ...]] = ("bos_token_id",)
+
     def __init__(self, collator: Collator, bos_token_id: int | None) -> None:
         super().__init__(collator)
         self.bos_token_id = _token("bos_token_id", bos_token_id)
+
+    @classmethod
+    def longest(cls, length: int, options: Mapping[str, object]) -> int:
+        return length + 1
 
     def before(self, examples: Sequence[Example]) -> list[Example]:
         return [_with_ends(example, [self.bos_token_id], [IGNORED_LABEL], [], []) for example in examples]
@@ -89,11 +105,17 @@ class AppendEOSBlockWrapper(CollatorWrapper):
         OptionError: no token, or a block size below 1.
     """
 
+    model_tokens: ClassVar[tuple[str, ...]] = ("eos_token_id",)
+
     def __init__(self, collator: Collator, eos_token_id: int | None, block_size: int = 32) -> None:
         super().__init__(collator)
         at_least("block_size", block_size, 1)
         self.eos_token_id = _token("eos_token_id", eos_token_id)
         self.block_size = block_size
+
+    @classmethod
+    def longest(cls, length: int, options: Mapping[str, object]) -> int:
+        return length + -length % int(options.get("block_size", 32))
 
     def before(self, examples: Sequence[Example]) -> list[Example]:
         return [self._filled(example) for example in examples]
@@ -125,82 +147,34 @@ class RandomTruncateWrapper(CollatorWrapper):
         self.seed = seed
 
     def before(self, examples: Sequence[Example]) -> Sequence[Example]:
-        generator = torch.Generator().manual_seed(_key(self.seed, examples))
+        generator = batch_generator(self.seed, examples)
         if torch.rand((), generator=generator).item() >= self.random_length_ratio:
             return examples
         longest = max(len(example["input_ids"]) for example in examples)
-        shortest = min((_first_learned(example) + 1 for example in examples), default=longest)
+        shortest = min((first_learned(example) + 1 for example in examples), default=longest)
         if shortest > longest:  # nothing is learned here at any length
             return examples
         length = int(torch.randint(shortest, longest + 1, (), generator=generator))
-        return [
-            {name: value[:length] if name in ("input_ids", "labels") else value for name, value in example.items()}
-            for example in examples
-        ]
+        return [cut(example, length) for example in examples]
 
 
-# Name in a recipe -> the class, and the option that comes from the model where the recipe does not give it.
-WRAPPERS: dict[str, tuple[type[CollatorWrapper], str | None]] = {
-    "no_attention_mask": (NoAttentionMaskWrapper, None),
-    "prepend_bos": (PrependBOSWrapper, "bos_token_id"),
-    "random_truncate": (RandomTruncateWrapper, None),
-    "append_eos_block": (AppendEOSBlockWrapper, "eos_token_id"),
-}
-OPTIONS: dict[str, dict[str, type]] = {
-    "no_attention_mask": {},
-    "prepend_bos": {"bos_token_id": int},
-    "random_truncate": {"random_length_ratio": float, "seed": int},
-    "append_eos_block": {"block_size": int, "eos_token_id": int},
-}
+def first_learned(example: Example) -> int:
+    """How many tokens stand before the first that is learned: the length of the prompt."""
+    labels = _list(example.get("labels", example["input_ids"]))
+    return next((place for place, label in enumerate(labels) if label != IGNORED_LABEL), len(labels))
 
 
-def check_wrappers(entries: Sequence[object]) -> None:
-    """Raise where a recipe's list of collators cannot be built.
-
-    Raises:
-        OptionError: an entry that is neither a name nor ``{name: ..., option: ...}``, or no such name or option.
-    """
-    for entry in entries:
-        name, options = _read(entry)
-        one_of("data.collators", name, WRAPPERS)
-        for option, value in options.items():
-            one_of(f"option of collator {name}", option, OPTIONS[name])
-            if not isinstance(value, (int, OPTIONS[name][option])) or isinstance(value, bool):
-                raise OptionError(f"collator {name}: {option} must be a number, got {value!r}")
+def cut(example: Example, length: int) -> Example:
+    """The first `length` tokens of an example."""
+    return {name: value[:length] if name in ("input_ids", "labels") else value for name, value in example.items()}
 
 
-def wrap(collator: Collator, entries: Sequence[object], denoiser: Denoiser) -> Collator:
-    """`collator` with the wrappers of a recipe around it; the first of the list acts on the examples first.
-
-    Raises:
-        OptionError: as `check_wrappers`, or the model has not the token that one needs.
-    """
-    check_wrappers(entries)
-    for entry in reversed(entries):
-        name, options = _read(entry)
-        wrapper, token = WRAPPERS[name]
-        if token is not None:
-            options = {token: getattr(denoiser, token), **options}
-        collator = wrapper(collator, **options)
-    return collator
-
-
-def wrapped_length(length: int, entries: Sequence[object]) -> int:
-    """The longest that an example of `length` tokens becomes inside these wrappers."""
-    for name, options in map(_read, entries):
-        if name == "prepend_bos":
-            length += 1
-        elif name == "append_eos_block":
-            length += -length % int(options.get("block_size", 32))
-    return length
-
-
-def _read(entry: object) -> tuple[str, dict[str, object]]:
-    if isinstance(entry, str):
-        return entry, {}
-    if not isinstance(entry, Mapping) or "name" not in entry:
-        raise OptionError(f"data.collators: give a name or {{name: NAME, option: value}}, got {entry!r}")
-    return str(entry["name"]), {str(key): value for key, value in entry.items() if key != "name"}
+def batch_generator(seed: int, examples: Sequence[Example]) -> torch.Generator:
+    """Random numbers that follow from the seed and the tokens of the batch alone, whatever ran before."""
+    digest = hashlib.blake2b(str(seed).encode(), digest_size=8)
+    for example in examples:
+        digest.update(str(_list(example["input_ids"])).encode())
+    return torch.Generator().manual_seed(int.from_bytes(digest.digest(), "big") >> 1)
 
 
 def _with_ends(
@@ -211,19 +185,6 @@ def _with_ends(
     labels = _list(example.get("labels", ids))
     longer = {"input_ids": [*before, *ids, *behind], "labels": [*labels_before, *labels, *labels_behind]}
     return {**example, **longer}
-
-
-def _first_learned(example: Example) -> int:
-    labels = _list(example.get("labels", example["input_ids"]))
-    return next((place for place, label in enumerate(labels) if label != IGNORED_LABEL), len(labels))
-
-
-def _key(seed: int, examples: Sequence[Example]) -> int:
-    """A number of 63 bits that follows from the seed and the tokens alone."""
-    digest = hashlib.blake2b(str(seed).encode(), digest_size=8)
-    for example in examples:
-        digest.update(str(_list(example["input_ids"])).encode())
-    return int.from_bytes(digest.digest(), "big") >> 1
 
 
 def _list(values: Sequence[int] | Tensor) -> list[int]:

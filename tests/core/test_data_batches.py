@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import sys
+import types
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import dllm_core as dllm
-from dllm_core.errors import DataError, OptionError
+from dllm_core.config import at_least
+from dllm_core.errors import ComponentLoadError, DataError, OptionError
 from dllm_core.training.collator import DiffusionCollator
 from dllm_core.training.packing import PackingCollator, first_fit
 from dllm_core.training.wrappers import (
     AppendEOSBlockWrapper,
+    CollatorWrapper,
     NoAttentionMaskWrapper,
     PrependBOSWrapper,
     RandomTruncateWrapper,
-    check_wrappers,
-    wrap,
-    wrapped_length,
 )
+from dllm_core.training.wrapping import check_wrappers, wrap, wrapped_length
 
 PADS = DiffusionCollator(pad_token_id=9)
 EXAMPLES = [{"input_ids": [1, 2, 3], "labels": [-100, 2, 3]}, {"input_ids": [4, 5, 6, 7, 8]}]
@@ -102,6 +105,42 @@ def test_packing_refuses_what_does_not_fit():
         PackingCollator(pad_token_id=9, max_length=4)(EXAMPLES)
 
 
+class Repeat(CollatorWrapper):
+    """What somebody else might write: every example's tokens several times, and a token of the model behind them."""
+
+    model_tokens = ("pad_token_id",)
+
+    def __init__(self, collator, pad_token_id: int | None, times: int) -> None:
+        super().__init__(collator)
+        at_least("times", times, 1)
+        self.times, self.end = times, [pad_token_id]
+
+    @classmethod
+    def longest(cls, length, options):
+        return length * options["times"] + 1
+
+    def before(self, examples):
+        return [{"input_ids": example["input_ids"] * self.times + self.end} for example in examples]
+
+
+@pytest.fixture
+def acme(monkeypatch):
+    """A module of somebody else, under a name that can be imported."""
+    module = types.ModuleType("acme_collators")
+    module.Repeat = Repeat
+    monkeypatch.setitem(sys.modules, "acme_collators", module)
+
+
+def test_a_recipe_takes_wrappers_of_others_by_their_import_string(acme):
+    denoiser = dllm.load("llada-tiny", device="cpu")
+    entries = ["prepend_bos", {"name": "acme_collators:Repeat", "times": "2"}]  # text, as from the command line
+    check_wrappers(entries)
+    assert wrapped_length(5, entries) == 13
+    first, *_ = wrap(PADS, entries, denoiser)(EXAMPLES)["input_ids"].tolist()
+    bos, pad = denoiser.bos_token_id, denoiser.pad_token_id
+    assert first[:9] == [bos, 1, 2, 3, bos, 1, 2, 3, pad]
+
+
 def test_a_recipe_lists_wrappers_in_the_order_in_which_they_act():
     denoiser = dllm.load("llada-tiny", device="cpu")
     entries = ["prepend_bos", {"name": "append_eos_block", "block_size": 4}]
@@ -117,11 +156,19 @@ def test_a_recipe_lists_wrappers_in_the_order_in_which_they_act():
         ("prepend", "Did you mean 'prepend_bos'"),
         ({"name": "random_truncate", "ratio": 0.1}, "random_length_ratio"),
         ({"block_size": 4}, "give a name"),
-        ({"name": "append_eos_block", "block_size": "many"}, "must be a number"),
+        ({"name": "append_eos_block", "block_size": "many"}, "must be a whole number, got 'many'"),
+        ({"name": "random_truncate", "random_length_ratio": 1.5}, "random_length_ratio must be between 0.0 and 1.0"),
+        ({"name": "append_eos_block", "block_size": 0}, "block_size must be at least 1"),
+        ("acme_collators:Repeat", "option 'times' is required"),
+        ({"name": "acme_collators:Repeat", "times": 0}, "times must be at least 1"),
+        ({"name": "acme_collators:Repeat", "tims": 2}, "Did you mean 'times'"),
+        ("acme_collators:LOST", "cannot import 'acme_collators:LOST'"),
+        ("acme_collatorz:Repeat", "No module named 'acme_collatorz'"),
+        ("collections:OrderedDict", "no subclass of dllm_core.training.CollatorWrapper"),
     ],
 )
-def test_wrong_wrappers_of_a_recipe_are_refused(entry, message):
-    with pytest.raises(OptionError, match=message):
+def test_wrong_wrappers_of_a_recipe_are_refused(entry, message, acme):
+    with pytest.raises((OptionError, ComponentLoadError), match=message):
         check_wrappers([entry])
     with pytest.raises(OptionError, match="token id"):
         PrependBOSWrapper(PADS, None)
