@@ -58,6 +58,7 @@ def served(kind: str, adapter: type[ModelAdapter]) -> list[str]:
         component.name
         for component in _own(kind)
         if all(getattr(adapter, capability, False) for capability in _needs(kind, component))
+        and (not adapter.logits_are_shifted or _serves_shifted_logits(kind, component))
     ]
 
 
@@ -75,7 +76,11 @@ def _needs(kind: str, component: registry.Component) -> tuple[str, ...]:
     if kind == "objective":
         return target.needs
     chosen = component.spec.defaults.get("cache", target.options_class.cache)
-    return parts.needs(registry.load("cache policy", chosen), target.attention)
+    return (*parts.needs(registry.load("cache policy", chosen), target.attention), *target.demands.capabilities)
+
+
+def _serves_shifted_logits(kind: str, component: registry.Component) -> bool:
+    return kind != "sampler" or registry.load(kind, component.full_id).demands.shifted_logits
 
 
 def support_table() -> str:

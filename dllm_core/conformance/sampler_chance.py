@@ -136,7 +136,7 @@ class ChanceChecks(SamplerSuite):
         Mend: leave filler out of every maximum and every write (``masked`` in `CommitRule.select`).
         """
         canvases = [*CANVASES, [MASK, MASK, 0, 0], [MASK] * LENGTH]
-        for shifted, temperature in itertools.product((False, True), {0.0, self.temperature}):
+        for shifted, temperature in itertools.product({False, self.supports_shifted_logits}, {0.0, self.temperature}):
             denoiser = self.denoiser(eos=END, pad=PAD, shifted=shifted)
             for block_size in (3, None):
                 sampler = self.make(denoiser, block_size=block_size, temperature=temperature)

@@ -257,6 +257,7 @@ class OutputChecks(SamplerSuite):
             expect_equal(output.lengths.tolist(), [len(canvas) for canvas in CANVASES], "lengths of infilled canvases")
             expect_equal(output.prompt_lengths.tolist(), [0] * len(CANVASES), "prompt_lengths of infilled canvases")
 
+    @requires("supports_shifted_logits")
     def test_right_shift_changes_nothing(self) -> None:
         """A family whose logits predict the next token gives the same texts.
 

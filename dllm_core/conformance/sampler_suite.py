@@ -37,6 +37,7 @@ class SamplerSuite(Suite):
         supports_infill: fills masks inside given text.
         supports_temperature: draws tokens at random where ``temperature`` is above 0.
         supports_guidance: computes classifier-free guidance.
+        supports_shifted_logits: is defined for models whose logits are right-shifted.
         deterministic_at_zero: at ``temperature=0`` nothing is random, whatever the seed.
         follows_steps: takes as many steps as ``steps`` says, so one step is one forward pass that writes everything.
         follows_schedule: writes as many tokens a step as ``quota`` and ``schedule`` say.
@@ -54,6 +55,7 @@ class SamplerSuite(Suite):
     supports_infill: ClassVar[bool] = True
     supports_temperature: ClassVar[bool] = True
     supports_guidance: ClassVar[bool] = True
+    supports_shifted_logits: ClassVar[bool] = True
     deterministic_at_zero: ClassVar[bool] = True
     follows_steps: ClassVar[bool] = True
     follows_schedule: ClassVar[bool] = True

@@ -23,6 +23,7 @@ from dllm_core.noise.counter import uniform
 from dllm_core.samplers import parts, planning
 from dllm_core.samplers.canvas import Canvas, completion_canvas, infill_canvas
 from dllm_core.samplers.commit import BlockSize
+from dllm_core.samplers.fit import Demands, check_family, check_history
 from dllm_core.samplers.options import MaskedOptions
 from dllm_core.samplers.output import SampleOutput, Step, cut_at_end
 from dllm_core.samplers.prompts import Prompts, check_lengths, encode, encode_canvases
@@ -47,6 +48,7 @@ class Sampler:
 
     options_class: ClassVar[type[MaskedOptions]] = MaskedOptions
     attention: ClassVar[str] = FULL  # or BLOCK_CAUSAL: each block looks at itself and what is in front of it
+    demands: ClassVar[Demands] = Demands()
 
     def __init__(
         self,
@@ -59,6 +61,9 @@ class Sampler:
         self.denoiser = denoiser_from(denoiser, model, tokenizer)
         self.options, self.rule, self.cache = parts.build(self.options_class, options)
         parts.check_against_model(self.options, self.cache, self.denoiser, self.attention)
+        name, (commit, policy) = type(self).__name__, (self.options.commit, self.options.cache)
+        check_family(name, self.demands, self.denoiser)
+        check_history(name, self.demands, commit, self.rule, policy, self.cache)
 
     def sample(
         self, prompts: Prompts | None = None, *, prompt: Prompts | None = None, max_length: int | None = None

@@ -37,7 +37,7 @@ class CacheRun:
         raise NotImplementedError
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Some rows are finished: forget all but these. (R',) int64, numbers among the present rows"""
+        """Some rows are finished: forget all but these. (R',) int64 on the CPU, numbers among the present rows"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +49,12 @@ class CachePolicy:
     Attributes:
         needs_kv_cache: only families that declare ``supports_kv_cache`` can use it.
         serves: the kinds of attention that it is right for, ``"full"`` and ``"block_causal"``.
+        computes_anew: every step's scores come from a forward of that step. A policy that hands out scores of an
+            earlier step again has no history to offer, so rules that compare steps refuse it.
     """
 
     needs_kv_cache: ClassVar[bool] = False
+    computes_anew: ClassVar[bool] = True
     serves: ClassVar[tuple[str, ...]] = (FULL, BLOCK_CAUSAL)
 
     def start(self, denoiser: Denoiser, rows: int, length: int) -> CacheRun:
@@ -113,7 +116,7 @@ class FinishedBlocksRun(CacheRun):
     def __init__(self, denoiser: Denoiser, rows: int, length: int) -> None:
         super().__init__(denoiser, rows, length)
         self.cache_bytes = BlockCache.bytes_needed(denoiser.bare_model.config, rows, length, denoiser.dtype)
-        _check_memory(self.cache_bytes, rows, length, denoiser.device)
+        check_memory(self.cache_bytes, rows, length, denoiser.device)
         self.cache = BlockCache(rows, length)
         self.final = [0] * rows  # tokens of each row whose keys and values will not change any more
         self.plan: _Plan | None = None
@@ -162,7 +165,15 @@ class FinishedBlocks(CachePolicy):
         return FinishedBlocksRun(denoiser, rows, length)
 
 
-def _check_memory(needed: int, rows: int, length: int, device: torch.device) -> None:
+def check_memory(needed: int, rows: int, length: int, device: torch.device) -> None:
+    """Refuse a cache that a GPU has no room for, before any of it is taken.
+
+    Args:
+        needed: bytes, for keys and values of ``rows`` rows of ``length`` positions.
+
+    Raises:
+        OptionError: fewer bytes are free.
+    """
     if device.type != "cuda":
         return
     free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

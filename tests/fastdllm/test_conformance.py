@@ -2,6 +2,7 @@
 
 from dllm_fastdllm.conformance import (
     TestCredit,
+    TestDraft,
     TestEntropy,
     TestFactor,
     TestFrechet,
@@ -10,10 +11,12 @@ from dllm_fastdllm.conformance import (
     TestParallel,
     TestPlugin,
     TestThreshold,
+    TestWINO,
 )
 
 __all__ = [
     "TestCredit",
+    "TestDraft",
     "TestEntropy",
     "TestFactor",
     "TestFrechet",
@@ -22,4 +25,5 @@ __all__ = [
     "TestParallel",
     "TestPlugin",
     "TestThreshold",
+    "TestWINO",
 ]

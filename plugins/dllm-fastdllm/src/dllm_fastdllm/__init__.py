@@ -11,15 +11,28 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "Credit": "dllm_fastdllm.rules.credit",
+    "Draft": "dllm_fastdllm.rules.draft",
     "Entropy": "dllm_fastdllm.rules.entropy",
     "Factor": "dllm_fastdllm.rules.factor",
     "Frechet": "dllm_fastdllm.rules.frechet",
     "Hierarchical": "dllm_fastdllm.rules.hierarchical",
     "Klass": "dllm_fastdllm.rules.klass",
     "Threshold": "dllm_fastdllm.rules.threshold",
+    "WINOSampler": "dllm_fastdllm.wino",
 }
 
-__all__ = ["Credit", "Entropy", "Factor", "Frechet", "Hierarchical", "Klass", "Threshold", "__version__"]
+__all__ = [
+    "Credit",
+    "Draft",
+    "Entropy",
+    "Factor",
+    "Frechet",
+    "Hierarchical",
+    "Klass",
+    "Threshold",
+    "WINOSampler",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> object:

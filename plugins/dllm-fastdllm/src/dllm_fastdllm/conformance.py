@@ -18,6 +18,23 @@ class TestParallel(SamplerTests):
     follows_schedule = False
 
 
+class TestWINO(SamplerTests):
+    component = "fastdllm/wino"
+    bad_options: ClassVar[dict] = {"verify_threshold": [-0.1, 1.5, float("nan")]}
+    follows_steps = False
+    follows_schedule = False
+    supports_shifted_logits = False
+    ranks_by_confidence = False  # what is taken back is written once more, later
+    may_remask = True
+
+
+class TestDraft(CommitRuleTests):
+    component = "fastdllm/draft"
+    bad_options: ClassVar[dict] = {"threshold": [-0.1, 1.5, float("nan")]}
+    monotone_in: ClassVar[dict] = {"threshold": (0.2, 0.5, 0.9)}
+    equivalent_to: ClassVar[tuple] = (Equivalence(options={"threshold": 1.0}, other="core/quota", quota=1),)
+
+
 class TestThreshold(CommitRuleTests):
     component = "fastdllm/threshold"
     options: ClassVar[dict] = {"threshold": 0.6}

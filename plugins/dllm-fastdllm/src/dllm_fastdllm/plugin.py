@@ -16,6 +16,18 @@ def dllm_samplers() -> Iterable[SamplerSpec | CommitRuleSpec]:
         source="Fast-dLLM, arXiv:2505.22618, algorithm 1 without cache",
         defaults={"commit": "threshold", "threshold": 0.9},
     )
+    yield SamplerSpec(
+        name="wino",
+        summary="Writes widely, verifies with a hidden copy of the block, and takes back what does not hold",
+        target="dllm_fastdllm.wino:WINOSampler",
+        source="WINO, arXiv:2507.18578, section 3",
+    )
+    yield CommitRuleSpec(
+        name="draft",
+        summary="Writes every proposal above a confidence, up to a share of the masks left",
+        target="dllm_fastdllm.rules.draft:Draft",
+        source="WINO, arXiv:2507.18578, section 3",
+    )
     yield CommitRuleSpec(
         name="threshold",
         summary="Writes every proposal above a confidence, and always the surest",
