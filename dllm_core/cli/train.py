@@ -67,8 +67,7 @@ def command(
     """
     if output is None and not dry_run:
         raise click.UsageError("Missing option '--output'.")
-    for name in _SAID_WITHOUT_A_GPU:
-        logging.getLogger(name).addFilter(_is_news)
+    _keep_to_the_news()
     from dllm_core.training.launch import Launch, check_world, is_worker, with_engine
     from dllm_core.training.recipes import load_recipe
 
@@ -121,6 +120,11 @@ _SAID_WITHOUT_A_GPU = {
     "DeepSpeed": "Setting accelerator to CPU",
     "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
 }
+
+
+def _keep_to_the_news() -> None:
+    for name in _SAID_WITHOUT_A_GPU:
+        logging.getLogger(name).addFilter(_is_news)
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -38,7 +38,7 @@ class MaskedOptions:
         confidence: what ranks the positions (remasking, alg): ``probability`` of the chosen token, ``margin`` between
             the two most probable, negative ``entropy``, or ``random``.
         confidence_distribution: where confidence is measured. ``model``: on softmax(logits); ``sampling``: on
-            softmax(logits / temperature), from which tokens are drawn, as the official Dream code does. There a low
+            softmax(logits / temperature), from which tokens are drawn (official Dream generation_utils.py). There a low
             temperature makes nearly everything sure, and what ties is written from left to right. ``top_k`` and
             ``top_p`` restrict either; without temperature the two are one.
         confidence_temperature: > 0 draws the positions from softmax(confidence / temperature) (alg_temp).

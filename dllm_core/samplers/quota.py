@@ -45,7 +45,7 @@ def schedule_quota(
         Positive counts that add up to ``masks``.
 
     Source: MDLM (arXiv 2406.07524), section 4; ZHZisZZ/dllm core/samplers/utils.py, get_num_transfer_tokens. Time grid
-    and rounding down: source Dream-org/Dream-v0-Base-7B, generation_utils.py, _sample.
+    and rounding down. Source: Dream-org/Dream-v0-Base-7B, generation_utils.py, _sample.
     """
     alpha, counts, left = get_schedule(schedule), [], masks
     for step in range(steps):

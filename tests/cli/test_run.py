@@ -365,9 +365,9 @@ def test_a_folder_without_config(run, tmp_path):
 
 
 def test_a_model_type_that_no_plugin_serves(run, tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
     line = said(run("hi", model=tmp_path), 1)
-    assert "'gpt2'" in line
+    assert "'mamba'" in line
     assert "install" in line
 
 

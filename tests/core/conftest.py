@@ -26,6 +26,7 @@ class Adapter(ModelAdapter):
     model_types = ("llama",)
     config_class = "transformers:LlamaConfig"
     model_class = "transformers:LlamaForCausalLM"
+    supports_block_causal = True
 
 def build_tokenizer():
     words = ["<pad>", "<mask>", "<eos>", *"abcdefgh"]
