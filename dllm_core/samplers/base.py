@@ -65,6 +65,11 @@ class Sampler:
         check_family(name, self.demands, self.denoiser)
         check_history(name, self.demands, commit, self.rule, policy, self.cache)
 
+    @property
+    def canvases_per_row(self) -> int:
+        """The most canvases of a row that one step computes."""
+        return 1
+
     def sample(
         self, prompts: Prompts | None = None, *, prompt: Prompts | None = None, max_length: int | None = None
     ) -> SampleOutput:
@@ -263,8 +268,10 @@ class Sampler:
     def _begin(self, canvas: Canvas) -> SamplerState:
         state = planning.first_state(canvas, self.denoiser, self.options)
         rows = len(state.active) * (1 if state.hidden is None else 2)
-        state.cache = self.cache.start(self.denoiser, rows, max(canvas.lengths))
+        state.cache = self.cache.start(self.denoiser, rows * self.canvases_per_row, max(canvas.lengths))
         state.stats.cache_bytes = state.cache.cache_bytes
+        if self.canvases_per_row > 1:  # room is made for all; they come and go
+            state.cache.keep(torch.arange(rows))
         self._open(state)
         return state
 

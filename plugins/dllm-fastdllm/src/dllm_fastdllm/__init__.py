@@ -17,6 +17,7 @@ _EXPORTS = {
     "Frechet": "dllm_fastdllm.rules.frechet",
     "Hierarchical": "dllm_fastdllm.rules.hierarchical",
     "Klass": "dllm_fastdllm.rules.klass",
+    "LoPASampler": "dllm_fastdllm.lopa",
     "Threshold": "dllm_fastdllm.rules.threshold",
     "WINOSampler": "dllm_fastdllm.wino",
 }
@@ -29,6 +30,7 @@ __all__ = [
     "Frechet",
     "Hierarchical",
     "Klass",
+    "LoPASampler",
     "Threshold",
     "WINOSampler",
     "__version__",
