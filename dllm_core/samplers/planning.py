@@ -85,7 +85,7 @@ def end_rows(state: SamplerState, ended: Sequence[bool], denoiser: Denoiser) -> 
     state.done = torch.ones_like(state.done)
     state.done[keep] = False
     if 0 < len(keep) < len(before):
-        numbers = torch.tensor([number for number, row in enumerate(before) if row in keep], device=state.done.device)
+        numbers = torch.tensor([number for number, row in enumerate(before) if row in keep])  # known here: no question
         guided = state.hidden is not None
         state.cache.keep(torch.cat([numbers, numbers + len(before)]) if guided else numbers)
 
@@ -121,7 +121,7 @@ def _lay_out(
     attention: str,
 ) -> Block:
     device = state.input_ids.device
-    layout = _layout(state, number, attention)
+    layout = _layout(state, number, masks, attention)
     spans = torch.tensor([layout.starts, layout.stops], device=device)[..., None]  # (2, R, 1)
     positions = spans[0] + torch.arange(layout.block_size, device=device)  # (R, K)
     steps = max(map(len, counts))
@@ -137,7 +137,7 @@ def _lay_out(
     )
 
 
-def _layout(state: SamplerState, number: int, attention: str) -> Layout:
+def _layout(state: SamplerState, number: int, masks: list[int], attention: str) -> Layout:
     canvas, device = state.canvas, state.input_ids.device
     starts, stops = zip(*(canvas.span(row, number) for row in state.active), strict=True)
     lengths = tuple(canvas.lengths[row] for row in state.active)
@@ -148,6 +148,7 @@ def _layout(state: SamplerState, number: int, attention: str) -> Layout:
         lengths=lengths,
         block_size=canvas.block_size,
         attention=attention,
+        masks=tuple(masks),
         origins=torch.tensor(origins, device=device),
         ends=torch.tensor(lengths, device=device),
         attention_mask=row_mask(lengths, device),

@@ -28,6 +28,7 @@ class Layout:
         lengths: tokens of each row, masks included.
         block_size: of the grid.
         attention: ``"full"`` or ``"block_causal"``.
+        masks: how many masks each row's block held before its first step; 0 where it is only waited for.
         origins: (R,) int64, where each row's grid begins; blocks in front of it count below 0.
         ends: (R,) int64, the lengths.
         attention_mask: (R, W) bool, or None where all positions are real.
@@ -38,9 +39,11 @@ class Layout:
     lengths: tuple[int, ...]
     block_size: int
     attention: str
+    masks: tuple[int, ...]
     origins: torch.Tensor
     ends: torch.Tensor
     attention_mask: torch.Tensor | None
+    guided: bool = False
 
     def pattern(self, queries: torch.Tensor, keys: int) -> torch.Tensor:
         """Who may look at whom among the first ``keys`` positions.
@@ -70,9 +73,11 @@ class Layout:
             self.lengths * 2,
             self.block_size,
             self.attention,
+            self.masks * 2,
             self.origins.repeat(2),
             self.ends.repeat(2),
             mask,
+            guided=True,
         )
 
 

@@ -3,6 +3,7 @@
 from dllm_fastdllm.conformance import (
     TestCredit,
     TestDraft,
+    TestDual,
     TestEntropy,
     TestFactor,
     TestFrechet,
@@ -10,6 +11,7 @@ from dllm_fastdllm.conformance import (
     TestKlass,
     TestParallel,
     TestPlugin,
+    TestPrefix,
     TestThreshold,
     TestWINO,
 )
@@ -17,6 +19,7 @@ from dllm_fastdllm.conformance import (
 __all__ = [
     "TestCredit",
     "TestDraft",
+    "TestDual",
     "TestEntropy",
     "TestFactor",
     "TestFrechet",
@@ -24,6 +27,7 @@ __all__ = [
     "TestKlass",
     "TestParallel",
     "TestPlugin",
+    "TestPrefix",
     "TestThreshold",
     "TestWINO",
 ]

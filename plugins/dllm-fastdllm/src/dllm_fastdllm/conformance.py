@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from dllm_core.conformance import CommitRuleTests, PluginTests, SamplerTests
+from dllm_core.conformance import CachePolicyTests, CommitRuleTests, PluginTests, SamplerTests
 from dllm_core.conformance.commit_rule import Equivalence
 
 
@@ -103,3 +103,15 @@ class TestHierarchical(CommitRuleTests):
     equivalent_to: ClassVar[tuple] = (
         Equivalence(options={"threshold": 1.0, "low_threshold": 1.0}, other="core/quota", quota=1),
     )
+
+
+class TestPrefix(CachePolicyTests):
+    component = "fastdllm/prefix"
+    bad_options: ClassVar[dict] = {"refresh_every": [0, -1]}
+    refresh_options: ClassVar[dict] = {"refresh_every": 1}
+
+
+class TestDual(CachePolicyTests):
+    component = "fastdllm/dual"
+    bad_options: ClassVar[dict] = {"refresh_every": [0, -1]}
+    refresh_options: ClassVar[dict] = {"refresh_every": 1}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from dllm_core.hookspecs import CommitRuleSpec, SamplerSpec, hookimpl
+from dllm_core.hookspecs import CachePolicySpec, CommitRuleSpec, SamplerSpec, hookimpl
 
 
 @hookimpl
-def dllm_samplers() -> Iterable[SamplerSpec | CommitRuleSpec]:
+def dllm_samplers() -> Iterable[SamplerSpec | CommitRuleSpec | CachePolicySpec]:
     yield SamplerSpec(
         name="parallel",
         summary="The masked sampler, writing every token it is sure of at each step",
@@ -69,4 +69,16 @@ def dllm_samplers() -> Iterable[SamplerSpec | CommitRuleSpec]:
         summary="Writes the surest proposal of every run of masks, and all that is sure",
         target="dllm_fastdllm.rules.hierarchical:Hierarchical",
         source="dInfer, arXiv:2510.08666",
+    )
+    yield CachePolicySpec(
+        name="prefix",
+        summary="Keeps what is in front of the block, refreshed when a block begins",
+        target="dllm_fastdllm.caches.prefix:Prefix",
+        source="Fast-dLLM, arXiv:2505.22618, section 3.2",
+    )
+    yield CachePolicySpec(
+        name="dual",
+        summary="Keeps all but the block, in front of it and behind it, refreshed when a block begins",
+        target="dllm_fastdllm.caches.dual:Dual",
+        source="Fast-dLLM, arXiv:2505.22618, section 3.2",
     )

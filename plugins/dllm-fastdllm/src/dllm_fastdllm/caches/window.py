@@ -1,0 +1,190 @@
+"""What the policies of this folder share: a window of each row is computed anew, all that is visible is looked at.
+
+Under full attention the keys and values of every position depend on every token, so what is kept of the positions
+outside the window is as old as their last computation. A refresh computes everything; its logits decide like those of
+any other step, so it costs no step of its own.
+
+Where the window of each row begins and ends follows from the step's number in the block and from the canvas, never
+from what the model answered: it is known on the host, and equal whoever else is in the batch.
+
+Shapes: R rows, W canvas width, M open positions, Q positions of one forward, K key positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch.nn.attention.flex_attention import BlockMask
+
+from dllm_core.config import at_least
+from dllm_core.models.cache import BlockCache
+from dllm_core.models.denoiser import Denoiser
+from dllm_core.samplers.cache import CachePolicy, CacheRun, check_memory
+from dllm_core.samplers.view import FULL, Answer, Layout, View, in_the_models_form
+
+
+class Place(NamedTuple):
+    """Where one row stands.
+
+    Args:
+        start, stop: its block is ``[start, stop)``.
+        length: of the row.
+        previous: where the block that it wrote before begins; 0 in its first block.
+        written: how many blocks it has written before.
+    """
+
+    start: int
+    stop: int
+    length: int
+    previous: int
+    written: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowPolicy(CachePolicy):
+    """A policy that computes a window of each row.
+
+    Args:
+        refresh_every: compute everything anew every so many steps of a block, beside the refreshes that the policy has
+            by itself; 1 is no cache, to float precision. None: only those.
+        borrow_lead: for right-shifted families, take the scores of a block's first token from the position behind it
+            where the one before it is not computed, as ZHZisZZ/dllm's port does; it is there to compare with published
+            runs. False: they are carried over from the step that last computed that position.
+
+    Raises:
+        OptionError: a refresh less often than every step that counts, below 1.
+    """
+
+    refresh_every: int | None = None
+    borrow_lead: bool = False
+
+    needs_kv_cache: ClassVar[bool] = True
+    serves: ClassVar[tuple[str, ...]] = (FULL,)
+
+    def __post_init__(self) -> None:
+        if self.refresh_every is not None:
+            at_least("refresh_every", self.refresh_every, 1)
+
+    def start(self, denoiser: Denoiser, rows: int, length: int) -> CacheRun:
+        return WindowRun(self, denoiser, rows, length)
+
+    def window(self, step: int, place: Place) -> tuple[int, int]:
+        """First position that a step computes and the one after its last; it holds the row's block.
+
+        Args:
+            step: of the block, from 0.
+            place: where the row stands.
+        """
+        raise NotImplementedError
+
+    def refreshes(self, step: int) -> bool:
+        """Whether ``refresh_every`` asks for a refresh in that step of a block."""
+        return self.refresh_every is not None and step % self.refresh_every == 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one forward computes.
+
+    Args:
+        begin, start, stop: (R, 1) int64, first position computed, first of the block, and the one after the block.
+        positions: (R, Q) int64; shorter rows repeat their last one.
+        slots: (R, Q) int64, where their keys and values go.
+        pattern: who looks at whom, in the form that the model takes; None: everyone at all.
+        carries: whether a row computes the position in front of its block.
+    """
+
+    begin: torch.Tensor
+    start: torch.Tensor
+    stop: torch.Tensor
+    positions: torch.Tensor
+    slots: torch.Tensor
+    pattern: torch.Tensor | BlockMask | None
+    carries: bool
+
+    @staticmethod
+    def of(layout: Layout, windows: Sequence[tuple[int, int]], nowhere: int, denoiser: Denoiser) -> Plan:
+        device, width = layout.ends.device, max(layout.lengths)
+        begins, stops = zip(*windows, strict=True)
+        spans = torch.tensor([begins, stops, layout.starts, layout.stops], device=device)  # (4, R)
+        begin, end, start, stop = spans[..., None]  # (R, 1) each
+        columns = begin + torch.arange(max(b - a for a, b in windows), device=device)  # (R, Q)
+        positions = columns.minimum(end - 1)
+        even = len(set(layout.lengths)) == 1
+        pattern = None if even else in_the_models_form(layout.pattern(positions, width), denoiser)
+        carries = any(a < b for a, b in zip(begins, layout.starts, strict=True))
+        return Plan(begin, start, stop, positions, columns.where(columns < end, nowhere), pattern, carries)
+
+
+class WindowRun(CacheRun):
+    """Keys and values of the whole canvas, those of the window overwritten in place at every step."""
+
+    def __init__(self, policy: WindowPolicy, denoiser: Denoiser, rows: int, length: int) -> None:
+        super().__init__(denoiser, rows, length)
+        self.policy = policy
+        self.cache_bytes = BlockCache.bytes_needed(denoiser.bare_model.config, rows, length, denoiser.dtype)
+        check_memory(self.cache_bytes, rows, length, denoiser.device)
+        self.cache = BlockCache(rows, length)
+        self.lead: torch.Tensor | None = None  # (R, V) scores of each block's first token, for right-shifted families
+        self.places: list[Place] = [Place(0, 0, 0, 0, -1)] * rows
+        self.windows: list[tuple[int, int]] = []
+        self.plan: Plan | None = None
+
+    def logits(self, view: View) -> Answer:
+        if view.step == 0:
+            self._open(view.layout)
+        plan = self._plan(view)
+        shifted = self.denoiser.logits_are_shifted
+        at, carries = view.at, shifted and (plan.carries or self.lead is None)
+        if carries:  # the position before the block is computed now, and perhaps in none of the next steps
+            at = torch.cat([plan.start, at], 1)
+        elif shifted and self.policy.borrow_lead:
+            at = torch.where(at == plan.start, at + 1, at)
+        at = (at - plan.begin).clamp(0, plan.positions.shape[1] - 1)  # only filler lies outside
+        self.cache.place(self._slots(plan, view), max(view.layout.lengths))
+        logits = self.denoiser.logits(
+            view.input_ids.gather(1, plan.positions),
+            at=at,
+            position_ids=plan.positions,
+            attention=plan.pattern,
+            cache=self.cache,
+            lead=self.lead,
+        )
+        if carries:
+            self.lead, logits = logits[:, 0], logits[:, 1:]
+        return Answer(logits, plan.positions.numel(), at.numel())
+
+    def keep(self, rows: torch.Tensor) -> None:
+        self.cache.select(rows)
+        self.places = [self.places[row] for row in rows.tolist()]
+        self.lead = None if self.lead is None else self.lead[rows]
+
+    def _open(self, layout: Layout) -> None:
+        """Note where each row stands; one that only waits for others, without a mask in this block, stays."""
+        self.plan, spans = None, zip(layout.starts, layout.stops, layout.lengths, layout.masks, strict=True)
+        for row, (start, stop, length, masks) in enumerate(spans):
+            if masks:
+                before = self.places[row]
+                self.places[row] = Place(start, stop, length, before.start, before.written + 1)
+
+    def _plan(self, view: View) -> Plan:
+        windows = [
+            self.policy.window(view.step, place) if masks else (stop, stop)
+            for place, masks, stop in zip(self.places, view.layout.masks, view.layout.stops, strict=True)
+        ]
+        if self.plan is None or windows != self.windows:
+            self.plan = Plan.of(view.layout, windows, self.cache.nowhere, self.denoiser)
+            self.windows = windows
+        return self.plan
+
+    def _slots(self, plan: Plan, view: View) -> torch.Tensor:
+        """Rows that have no mask left in the block keep what they have: alone, they would have gone on. -> (R, Q)"""
+        columns = torch.arange(view.input_ids.shape[1], device=plan.begin.device)
+        inside = (columns >= plan.start) & (columns < plan.stop)  # (R, W)
+        open_ = ((view.input_ids == self.denoiser.mask_token_id) & inside).any(1, keepdim=True)  # (R, 1)
+        if view.layout.guided:  # of the half that is shown the prompt; the other may see masks in place of given tokens
+            open_ = open_.chunk(2)[0].repeat(2, 1)
+        return torch.where(open_, plan.slots, self.cache.nowhere)
