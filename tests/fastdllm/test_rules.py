@@ -6,10 +6,12 @@ Shapes: B rows, M open positions.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+import pytest
 import torch
-from dllm_fastdllm import Credit, Entropy, Factor, Frechet, Hierarchical, Klass, Threshold
+from dllm_fastdllm import Credit, Draft, Entropy, Factor, Frechet, Hierarchical, Klass, Threshold
+from dllm_fastdllm.rules.prefix import commit_prefix, surest_first
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -242,3 +244,77 @@ def test_a_position_that_moved_waits_although_it_is_sure():
     assert chosen == [{0}, {1}, {2}, {3}]
     # Without a step that moves, the two that are left are calm at the third step and go together.
     assert [took for _, took in run_of(Klass(threshold=0.5), [still.clone() for _ in range(4)])] == [{0}, {1}, {2, 3}]
+
+
+# Rules with one defect each, which the loops above must tell from the right ones.
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactorFromRankZero(Factor):
+    def select(self, proposal, masked, quota):
+        confidence, order = surest_first(proposal.confidence, masked)
+        rank = torch.arange(confidence.shape[1])
+        return commit_prefix(confidence >= 1 - self.factor / (rank + 1), order, masked)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactorTakesTheFailureToo(Factor):
+    def select(self, proposal, masked, quota):
+        confidence, order = surest_first(proposal.confidence, masked)
+        rank = torch.arange(1, confidence.shape[1] + 1)
+        accepted = confidence >= 1 - self.factor / (rank + 1)
+        return commit_prefix(accepted.roll(1, 1), order, masked)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StrictThreshold(Threshold):
+    def select(self, proposal, masked, quota):
+        confidence, order = surest_first(proposal.confidence, masked)
+        return commit_prefix(confidence > self.threshold, order, masked)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrechetWithoutItsOwnDoubt(Frechet):
+    def select(self, proposal, masked, quota):
+        confidence, order = surest_first(proposal.confidence, masked)
+        return commit_prefix(1 - (1 - confidence.double()).cumsum(1) > self.delta, order, masked)
+
+
+MUTANTS = [
+    (FactorFromRankZero(), lambda row: loop_factor(row, 1.0)),
+    (FactorTakesTheFailureToo(), lambda row: loop_factor(row, 1.0)),
+    (StrictThreshold(threshold=0.5), lambda row: loop_threshold(row, 0.5)),
+    (FrechetWithoutItsOwnDoubt(), lambda row: loop_frechet(row, 0.25)),
+]
+
+
+@pytest.mark.parametrize(("mutant", "loop"), MUTANTS, ids=[type(mutant).__name__ for mutant, _ in MUTANTS])
+def test_a_rule_that_is_off_by_one_is_told_from_the_right_one(mutant, loop):
+    numbers = torch.Generator().manual_seed(0)
+    rows = [[(n / 64, True) for n in torch.randint(20, 65, (6,), generator=numbers).tolist()] for _ in range(200)]
+    assert any(select(mutant, row) != loop(row) for row in rows)
+    right = type(mutant).__bases__[0](**vars(mutant))
+    assert all(select(right, row) == loop(row) for row in rows)
+
+
+RULES = [Threshold(), Factor(), Frechet(), Entropy(), Klass(), Credit(), Hierarchical(), Draft()]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
+def test_a_step_of_a_rule_is_one_graph(rule):
+    """Without a break, so that it can be captured together with the forward."""
+    size = BlockSize(2, 4, WORDS, MASK, torch.device("cpu"))
+    places = torch.tensor([[0, 1, 2, 3], [1, 3, 4, 4]])
+    logits = torch.randn(2, 4, WORDS, generator=torch.Generator().manual_seed(0))
+
+    def step(logits, places, history):
+        masked = places < 4
+        weighed = rule.weigh(logits, places, history)
+        proposal = propose(weighed.clone(), MASK, MaskedOptions(), Draws(None, None, None), rule.needs)
+        proposal = replace(proposal, places=places, history=history)
+        return rule.select(proposal, masked, torch.ones(2, dtype=torch.long))
+
+    compiled = torch.compile(step, fullgraph=True, backend="eager")
+    histories = [rule.remember(size) if "history" in rule.needs else None for _ in range(2)]
+    for _ in range(3):
+        assert torch.equal(compiled(logits, places, histories[0]), step(logits, places, histories[1]))
