@@ -75,7 +75,7 @@ def _needs(kind: str, component: registry.Component) -> tuple[str, ...]:
     target = registry.load(kind, component.full_id)
     if kind == "objective":
         return target.needs
-    chosen = component.spec.defaults.get("cache", target.options_class.cache)
+    chosen = component.spec.defaults.get("cache", "none")  # a family without keys to keep goes without where it is free
     return (*parts.needs(registry.load("cache policy", chosen), target.attention), *target.demands.capabilities)
 
 

@@ -40,7 +40,7 @@ class FileChecks(AdapterSuite):
         found = self.load_component()
         expect(isinstance(found, type) and issubclass(found, ModelAdapter), f"{found!r} is no subclass of ModelAdapter")
         adapter = self.adapter()
-        for name in ("model_types", "eot_tokens"):
+        for name in ("model_types", "eot_tokens", "eot_texts"):
             value = getattr(adapter, name)
             good = isinstance(value, tuple) and all(isinstance(entry, str) and entry for entry in value)
             expect(good, f"{name} is {value!r}; make it a tuple of texts")

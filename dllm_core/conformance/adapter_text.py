@@ -125,19 +125,22 @@ class TextChecks(AdapterSuite):
 
     @requires("has_chat_template")
     def test_chat_answers_end_with_an_end(self) -> None:
-        """Right behind an answer's text stands a token that ends a completion.
+        """Right behind an answer's text stands a token that ends a completion, or a text that does.
 
-        Why: what the model is trained to write at the end of its turn must be what samplers stop at.
+        Why: what the model is trained to write at the end of its turn must be what completions are cut at.
 
-        Mend: declare the template's end of turn in ``eot_tokens``, or make it the tokenizer's end of sequence.
+        Mend: declare the template's end of turn in ``eot_tokens``, in ``eot_texts`` where it is several tokens, or
+        make it the tokenizer's end of sequence.
         """
         denoiser = self.denoiser()
         prompt = _render(denoiser, CHAT, add_generation_prompt=True)
         whole = _render(denoiser, (*CHAT, {"role": "assistant", "content": ANSWER}))
-        behind = denoiser.tokenizer(whole[len(prompt + ANSWER) :].strip(), add_special_tokens=False)["input_ids"]
-        ends = denoiser.tokenizer.convert_ids_to_tokens(list(denoiser.end_token_ids))
+        text = whole[len(prompt + ANSWER) :].strip()
+        behind = denoiser.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ends = [*denoiser.tokenizer.convert_ids_to_tokens(list(denoiser.end_token_ids)), *self.adapter().eot_texts]
         told = f"behind an answer stands {whole[len(prompt + ANSWER) :]!r}, completions end with {ends}"
-        expect(behind and behind[0] in denoiser.end_token_ids, f"{told}; declare it in eot_tokens")
+        is_end = text.startswith(self.adapter().eot_texts) or (behind and behind[0] in denoiser.end_token_ids)
+        expect(is_end, f"{told}; declare it in eot_tokens or eot_texts")
 
     @requires("has_chat_template")
     def test_chat_holds_every_message_once(self) -> None:

@@ -36,6 +36,7 @@ class ModelAdapter:
         supports_block_causal: the model takes a 4-D attention pattern.
         mask_token: text of the mask token in the family's tokenizer; None: the tokenizer's own ``mask_token``.
         eot_tokens: texts of the tokens that end a turn, besides the end of sequence.
+        eot_texts: texts that end a turn where the tokenizer spells them with several tokens: completions are cut there.
         chat_template: replaces the checkpoint's own template where that one is missing or wrong.
         lora_targets: module names for LoRA, or ``"all-linear"``.
     """
@@ -48,6 +49,7 @@ class ModelAdapter:
     supports_block_causal: ClassVar[bool] = False
     mask_token: ClassVar[str | None] = None
     eot_tokens: ClassVar[tuple[str, ...]] = ()
+    eot_texts: ClassVar[tuple[str, ...]] = ()
     chat_template: ClassVar[str | None] = None
     lora_targets: ClassVar[tuple[str, ...] | str] = "all-linear"
 

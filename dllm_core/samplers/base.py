@@ -25,7 +25,7 @@ from dllm_core.samplers.canvas import Canvas, completion_canvas, infill_canvas
 from dllm_core.samplers.commit import BlockSize
 from dllm_core.samplers.fit import Demands, check_family, check_history
 from dllm_core.samplers.options import MaskedOptions
-from dllm_core.samplers.output import SampleOutput, Step, cut_at_end
+from dllm_core.samplers.output import SampleOutput, Step, completion_text, cut_at_end
 from dllm_core.samplers.prompts import Prompts, check_lengths, encode, encode_canvases
 from dllm_core.samplers.proposals import Draws, Proposal, guided, propose, without_borrowed_lead
 from dllm_core.samplers.state import Block, Considered, Open, SamplerState, open_positions, spread
@@ -59,6 +59,7 @@ class Sampler:
         **options: object,
     ) -> None:
         self.denoiser = denoiser_from(denoiser, model, tokenizer)
+        options = parts.with_fitting_cache(self.options_class, options, self.denoiser.adapter)
         self.options, self.rule, self.cache = parts.build(self.options_class, options)
         parts.check_against_model(self.options, self.cache, self.denoiser, self.attention)
         name, (commit, policy) = type(self).__name__, (self.options.commit, self.options.cache)
@@ -247,11 +248,12 @@ class Sampler:
         state.stats.tokens = sum(len(row) for row in rows) if state.canvas.completes else _masks(state.canvas)
         state.stats.seconds = time.perf_counter() - state.started
         tokenizer = self.denoiser.tokenizer
+        ends = self.denoiser.adapter.eot_texts if state.canvas.completes else ()
         return SampleOutput(
             sequences=state.canvas.cut(state.input_ids, self.denoiser.pad_token_id),
             lengths=torch.tensor(lengths),
             prompt_lengths=torch.tensor(prompt_lengths),
-            texts=None if tokenizer is None else [tokenizer.decode(row, skip_special_tokens=True) for row in rows],
+            texts=None if tokenizer is None else [completion_text(row, tokenizer, ends) for row in rows],
             stats=state.stats,
         )
 

@@ -5,9 +5,14 @@ Shapes: B rows, L canvas length.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -103,3 +108,18 @@ def cut_at_end(tokens: list[int], end_token_ids: tuple[int, ...]) -> list[int]:
     """The tokens before the first end of sequence or end of turn."""
     ends = [i for i, token in enumerate(tokens) if token in end_token_ids]
     return tokens[: ends[0]] if ends else tokens
+
+
+def completion_text(tokens: list[int], tokenizer: PreTrainedTokenizerBase, eot_texts: Sequence[str]) -> str:
+    """The text of a completion, without special tokens, up to the first text that ends a turn.
+
+    Such a text is looked for as it is written and as the tokenizer gives it back, which may put blanks in
+    between.
+    """
+    text = tokenizer.decode(tokens, skip_special_tokens=True)
+    for written in eot_texts:
+        given_back = tokenizer.decode(tokenizer(written, add_special_tokens=False)["input_ids"])
+        for end in (written, given_back):
+            if end in text:
+                text = text[: text.index(end)].rstrip()
+    return text

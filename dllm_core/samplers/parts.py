@@ -9,7 +9,7 @@ from typing import TypeVar
 from dllm_core import registry
 from dllm_core.config import from_mapping
 from dllm_core.errors import OptionError, did_you_mean
-from dllm_core.models import Denoiser
+from dllm_core.models import Denoiser, ModelAdapter
 from dllm_core.noise.schedules import get_schedule
 from dllm_core.samplers.cache import CachePolicy
 from dllm_core.samplers.commit import CommitRule
@@ -36,6 +36,19 @@ def build(options_class: type[OptionsT], options: Mapping[str, object]) -> tuple
     rule = from_mapping(rule_class, _pick(options, rule_class), what=f"commit rule {shared.commit}")
     cache = from_mapping(cache_class, _pick(options, cache_class), what=f"cache policy {shared.cache}")
     return shared, rule, cache
+
+
+def with_fitting_cache(
+    options_class: type[MaskedOptions], options: Mapping[str, object], adapter: ModelAdapter
+) -> Mapping[str, object]:
+    """The options, with ``cache="none"`` where none is chosen and the sampler's own needs keys that the family lacks.
+
+    A sampler's own policy is exact, so the text is the same and takes longer; one that is chosen is never exchanged.
+    """
+    own = registry.load("cache policy", options_class.cache)
+    if "cache" in options or adapter.supports_kv_cache or not own.needs_kv_cache:
+        return options
+    return {**options, "cache": "none"}
 
 
 _LACKS = {

@@ -297,13 +297,22 @@ class Cacheless(ToyAdapter):
 
 def test_what_a_family_cannot_do_is_said_before_anything_is_computed():
     model = ExactModel(random_joint(2, 3, seed=0))
-    for adapter, words in ((Bidirectional(), "use sampler 'mdlm'"), (Cacheless(), "use cache='none'")):
+    for adapter, chosen, words in (
+        (Bidirectional(), {}, "use sampler 'mdlm'"),
+        (Cacheless(), {"cache": "block"}, "use cache='none'"),
+    ):
         with pytest.raises(OptionError, match=words):
-            dllm.BD3LMSampler(dllm.Denoiser(model, adapter, special_ids={"mask": 2}))
-    plain = dllm.BD3LMSampler(
-        dllm.Denoiser(model, Cacheless(), special_ids={"mask": 2}), cache="none", max_new_tokens=2
+            dllm.BD3LMSampler(dllm.Denoiser(model, adapter, special_ids={"mask": 2}), **chosen)
+
+
+def test_a_family_without_a_cache_is_sampled_without_where_none_is_chosen():
+    model = ExactModel(random_joint(2, 3, seed=0))
+    cacheless, other = (dllm.Denoiser(model, kind(), special_ids={"mask": 2}) for kind in (Cacheless, ToyAdapter))
+    plain = dllm.BD3LMSampler(cacheless, max_new_tokens=2)
+    assert plain.options.cache == "none"
+    assert torch.equal(
+        plain.sample([[1]]).sequences, dllm.BD3LMSampler(other, cache="none", max_new_tokens=2).sample([[1]]).sequences
     )
-    assert plain.sample([[1]]).lengths.tolist() == [3]
 
 
 def test_the_block_cache_is_for_block_causal_attention():
