@@ -47,6 +47,7 @@ SETTINGS: tuple[dict[str, object], ...] = (
     {"block_size": 3, "temperature": 1.0, "confidence": "random"},
     {"block_size": 3, "guidance_scale": 1.0},
     {"block_size": 1, "temperature": 1.0, "stop_at_eos": True},  # rows end at different steps
+    {"block_size": 1, "suffix_window": 1},
 )
 
 
@@ -83,7 +84,8 @@ class CachePolicyTests(PartSuite):
         """Kinds of attention and options of a sampler, to run the policy with."""
         for kind in self.attentions():
             for options in SETTINGS:
-                yield kind, dict(options)
+                if kind == FULL or "suffix_window" not in options:  # blocks that look back see nothing behind them
+                    yield kind, dict(options)
 
     def sampler(self, part: object, denoiser: Denoiser | None = None, kind: str = FULL, **options: object) -> Sampler:
         """The core's sampler with that kind of attention, and with that policy in it."""

@@ -50,6 +50,9 @@ class MaskedOptions:
         suppress_confidence_tokens: ids that may be chosen but rank last (begin_suppress_tokens).
         stop_at_eos: a row ends when its block is complete and holds an end of sequence; the rest of its canvas is
             filled without computing. The text is the same. False: the published behaviour.
+        suffix_window: of a completion compute the block, what is in front of it, this many masks behind it and the last
+            position, which tells the model how long the canvas is; the masks between are left out. An approximation,
+            the faster the longer the canvas. None: all masks are computed.
 
     Raises:
         OptionError: a value out of range, or two options that exclude each other.
@@ -78,6 +81,7 @@ class MaskedOptions:
     suppress_tokens: Sequence[int] = ()
     suppress_confidence_tokens: Sequence[int] = ()
     stop_at_eos: bool = True
+    suffix_window: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "max_length", "steps", "steps_per_block", "block_size", "top_k"):
@@ -96,6 +100,13 @@ class MaskedOptions:
         one_of("quota", self.quota, QUOTAS)
         if self.max_length is not None and self.max_new_tokens is not None:
             raise OptionError("max_length and max_new_tokens exclude each other; give one of them")
+        if self.suffix_window is not None:
+            at_least("suffix_window", self.suffix_window, 1)
+        if self.suffix_window is not None and self.suffix_window < (self.block_size or 1):
+            raise OptionError(
+                f"suffix_window={self.suffix_window} is smaller than block_size={self.block_size}; give at least the "
+                "block that follows, or leave it out"
+            )
         if self.time_epsilon and self.quota == "even":
             raise OptionError("time_epsilon belongs to the schedule; use quota='schedule' or 'floor' with it")
         if self.stochastic_quota and self.quota != "schedule":

@@ -71,7 +71,8 @@ def check_against_model(options: MaskedOptions, cache: CachePolicy, denoiser: De
 
     Raises:
         OptionError: a cache policy for a family without a cache or for another kind of attention, block-causal
-            attention for a family that takes no pattern, token ids outside the vocabulary, or no token left.
+            attention for a family that takes no pattern, a window where nothing behind the block is seen, token ids
+            outside the vocabulary, or no token left.
     """
     for capability in needs(cache, attention):
         if not getattr(denoiser.adapter, capability):
@@ -81,6 +82,8 @@ def check_against_model(options: MaskedOptions, cache: CachePolicy, denoiser: De
             f"cache={options.cache!r} is for {' or '.join(cache.serves)} attention, this sampler's is {attention}; "
             "use cache='none'"
         )
+    if attention == BLOCK_CAUSAL and options.suffix_window is not None:
+        raise OptionError("blocks that look back only see no masks behind them; leave suffix_window out")
     for name in ("guidance_keep_tokens", "suppress_tokens", "suppress_confidence_tokens"):
         for token in getattr(options, name):
             if not isinstance(token, int) or not 0 <= token < denoiser.vocab_size:

@@ -66,7 +66,7 @@ def open_block(state: SamplerState, options: MaskedOptions, follows_quota: bool,
         masks = [canvas.masks(row, number) for row in state.active]
         if any(masks):
             counts = [_counts(state, options, row, number, n) for row, n in zip(state.active, masks, strict=True)]
-            return _lay_out(state, number, masks, counts, follows_quota, attention)
+            return _lay_out(state, options, number, masks, counts, follows_quota, attention)
     state.done |= True
     return None
 
@@ -114,6 +114,7 @@ def confidence_map(confidence: torch.Tensor, slots: torch.Tensor, shown: torch.T
 
 def _lay_out(
     state: SamplerState,
+    options: MaskedOptions,
     number: int,
     masks: list[int],
     counts: list[tuple[int, ...]],
@@ -121,7 +122,7 @@ def _lay_out(
     attention: str,
 ) -> Block:
     device = state.input_ids.device
-    layout = _layout(state, number, masks, attention)
+    layout = _layout(state, number, masks, attention, options.suffix_window)
     spans = torch.tensor([layout.starts, layout.stops], device=device)[..., None]  # (2, R, 1)
     positions = spans[0] + torch.arange(layout.block_size, device=device)  # (R, K)
     steps = max(map(len, counts))
@@ -137,7 +138,7 @@ def _lay_out(
     )
 
 
-def _layout(state: SamplerState, number: int, masks: list[int], attention: str) -> Layout:
+def _layout(state: SamplerState, number: int, masks: list[int], attention: str, suffix_window: int | None) -> Layout:
     canvas, device = state.canvas, state.input_ids.device
     starts, stops = zip(*(canvas.span(row, number) for row in state.active), strict=True)
     lengths = tuple(canvas.lengths[row] for row in state.active)
@@ -149,10 +150,19 @@ def _layout(state: SamplerState, number: int, masks: list[int], attention: str) 
         block_size=canvas.block_size,
         attention=attention,
         masks=tuple(masks),
+        reaches=_reaches(stops, lengths, suffix_window if canvas.completes else None),
         origins=torch.tensor(origins, device=device),
         ends=torch.tensor(lengths, device=device),
         attention_mask=row_mask(lengths, device),
     )
+
+
+def _reaches(stops: Sequence[int], lengths: Sequence[int], suffix_window: int | None) -> tuple[int, ...]:
+    """How far behind its block each row sees; to its end where only the last position is left, which it sees anyway."""
+    if suffix_window is None:
+        return tuple(lengths)
+    reaches = [stop + suffix_window for stop in stops]
+    return tuple(n if reach >= n - 1 else reach for reach, n in zip(reaches, lengths, strict=True))
 
 
 def _open_counts(masks: list[int], counts: list[tuple[int, ...]], steps: int) -> list[int]:

@@ -29,6 +29,8 @@ class Layout:
         block_size: of the grid.
         attention: ``"full"`` or ``"block_causal"``.
         masks: how many masks each row's block held before its first step; 0 where it is only waited for.
+        reaches: where a suffix window hides masks: each row's ``[0, reach)`` and its last position are all there is.
+            Elsewhere the lengths.
         origins: (R,) int64, where each row's grid begins; blocks in front of it count below 0.
         ends: (R,) int64, the lengths.
         attention_mask: (R, W) bool, or None where all positions are real.
@@ -40,10 +42,16 @@ class Layout:
     block_size: int
     attention: str
     masks: tuple[int, ...]
+    reaches: tuple[int, ...]
     origins: torch.Tensor
     ends: torch.Tensor
     attention_mask: torch.Tensor | None
     guided: bool = False
+
+    @property
+    def hides(self) -> bool:
+        """Whether a suffix window leaves positions out."""
+        return self.reaches != self.lengths
 
     def pattern(self, queries: torch.Tensor, keys: int) -> torch.Tensor:
         """Who may look at whom among the first ``keys`` positions.
@@ -56,13 +64,32 @@ class Layout:
             (R, 1, Q, K) bool.
         """
         columns = torch.arange(keys, device=queries.device)
-        allowed = (columns < self.ends[:, None])[:, None]  # (R, 1, K)
+        allowed = self._there(columns)[:, None]  # (R, 1, K)
         if self.attention == BLOCK_CAUSAL:
             # A position looks at all that stands before the end of its own block.
             block = (queries - self.origins[:, None]).div(self.block_size, rounding_mode="floor")
             stop = self.origins[:, None] + (block + 1) * self.block_size  # (R, Q)
             allowed = allowed & (columns < stop[..., None])  # (R, Q, K)
         return allowed.expand(-1, queries.shape[1], -1)[:, None]
+
+    def _there(self, columns: torch.Tensor) -> torch.Tensor:
+        """Which of the columns (K,) a row has, outside those that its window hides. -> (R, K) bool"""
+        ends = self.ends[:, None]
+        if not self.hides:
+            return columns < ends
+        reach = torch.tensor(self.reaches, device=columns.device)[:, None]
+        return (columns < reach) | (columns == ends - 1)
+
+    def shown(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The positions that a suffix window leaves, side by side; shorter rows repeat their last one.
+
+        Returns:
+            Positions (R, Q) int64 and which of them are no repetition (R, Q) bool.
+        """
+        counts = [min(reach + 1, length) for reach, length in zip(self.reaches, self.lengths, strict=True)]
+        columns = torch.arange(max(counts), device=self.ends.device)  # (Q,)
+        count = torch.tensor(counts, device=self.ends.device)[:, None]
+        return torch.where(columns < count - 1, columns, self.ends[:, None] - 1), columns < count
 
     def twice(self) -> Layout:
         """The rows of a guided run."""
@@ -74,6 +101,7 @@ class Layout:
             self.block_size,
             self.attention,
             self.masks * 2,
+            self.reaches * 2,
             self.origins.repeat(2),
             self.ends.repeat(2),
             mask,
@@ -132,6 +160,8 @@ class View:
             width: None: as far as anything is visible, which under block-causal attention is the end of the block.
         """
         layout = self.layout
+        if layout.hides and width is None:
+            return self._shown_anew(denoiser)
         if width is None:
             width = max(layout.stops) if layout.attention == BLOCK_CAUSAL else self.input_ids.shape[1]
         ids, mask = self.input_ids[:, :width], layout.attention_mask
@@ -142,4 +172,12 @@ class View:
             logits = denoiser.logits(ids, at=at, attention=pattern)
         else:
             logits = denoiser.logits(ids, None if mask is None else mask[:, :width], at=at)
+        return Answer(logits, ids.numel(), at.numel())
+
+    def _shown_anew(self, denoiser: Denoiser) -> Answer:
+        positions, real = self.layout.shown()
+        at = self.at.clamp(max=positions.shape[1] - 1)  # in front of the reach, columns are positions
+        even = len(set(self.layout.reaches)) == 1 and len(set(self.layout.lengths)) == 1
+        ids, mask = self.input_ids.gather(1, positions), None if even else real
+        logits = denoiser.logits(ids, mask, at=at, position_ids=positions)
         return Answer(logits, ids.numel(), at.numel())

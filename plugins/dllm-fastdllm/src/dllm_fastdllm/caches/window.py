@@ -108,15 +108,27 @@ class Plan:
     @staticmethod
     def of(layout: Layout, windows: Sequence[tuple[int, int]], nowhere: int, denoiser: Denoiser) -> Plan:
         device, width = layout.ends.device, max(layout.lengths)
-        begins, stops = zip(*windows, strict=True)
-        spans = torch.tensor([begins, stops, layout.starts, layout.stops], device=device)  # (4, R)
-        begin, end, start, stop = spans[..., None]  # (R, 1) each
-        columns = begin + torch.arange(max(b - a for a, b in windows), device=device)  # (R, Q)
-        positions = columns.minimum(end - 1)
-        even = len(set(layout.lengths)) == 1
+        spans = [_span(*each) for each in zip(windows, layout.reaches, layout.lengths, strict=True)]
+        begins, ends, counts, lasts = zip(*spans, strict=True)
+        told = torch.tensor([begins, ends, counts, lasts, layout.starts, layout.stops], device=device)  # (6, R)
+        begin, end, count, last, start, stop = told[..., None]  # (R, 1) each
+        columns = torch.arange(max(counts), device=device)  # (Q,)
+        positions = torch.where(begin + columns < end, begin + columns, last)  # (R, Q)
+        even = len(set(layout.lengths)) == 1 and not layout.hides
         pattern = None if even else in_the_models_form(layout.pattern(positions, width), denoiser)
         carries = any(a < b for a, b in zip(begins, layout.starts, strict=True))
-        return Plan(begin, start, stop, positions, columns.where(columns < end, nowhere), pattern, carries)
+        return Plan(begin, start, stop, positions, positions.where(columns < count, nowhere), pattern, carries)
+
+
+def _span(window: tuple[int, int], reach: int, length: int) -> tuple[int, int, int, int]:
+    """What a suffix window leaves of a row's window: its begin and end, how many positions, and the last of them.
+
+    Behind the reach there is only the row's last position, which follows on the others where the window holds it.
+    """
+    begin, stop = window
+    end = min(stop, reach)
+    has_tail = end < stop == length
+    return begin, end, end - begin + has_tail, length - 1 if has_tail else end - 1
 
 
 class WindowRun(CacheRun):
