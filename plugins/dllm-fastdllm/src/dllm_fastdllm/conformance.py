@@ -28,6 +28,18 @@ class TestWINO(SamplerTests):
     may_remask = True
 
 
+class TestLoPA(SamplerTests):
+    component = "fastdllm/lopa"
+    bad_options: ClassVar[dict] = {
+        "branches": [-1],
+        "creation_weight": [-0.1, 1.5, float("nan")],
+        "weakest_share": [0.0, 1.5, float("nan")],
+    }
+    follows_steps = False
+    follows_schedule = False
+    ranks_by_confidence = False  # what the rest of the canvas looks like afterwards counts too
+
+
 class TestDraft(CommitRuleTests):
     component = "fastdllm/draft"
     bad_options: ClassVar[dict] = {"threshold": [-0.1, 1.5, float("nan")]}

@@ -22,6 +22,12 @@ def dllm_samplers() -> Iterable[SamplerSpec | CommitRuleSpec | CachePolicySpec]:
         target="dllm_fastdllm.wino:WINOSampler",
         source="WINO, arXiv:2507.18578, section 3",
     )
+    yield SamplerSpec(
+        name="lopa",
+        summary="Tries the next surest positions on branches of their own and follows the best",
+        target="dllm_fastdllm.lopa:LoPASampler",
+        source="LoPA, arXiv:2512.16229",
+    )
     yield CommitRuleSpec(
         name="draft",
         summary="Writes every proposal above a confidence, up to a share of the masks left",
