@@ -80,16 +80,18 @@ class Layout:
         reach = torch.tensor(self.reaches, device=columns.device)[:, None]
         return (columns < reach) | (columns == ends - 1)
 
-    def shown(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The positions that a suffix window leaves, side by side; shorter rows repeat their last one.
+    def shown(self, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The positions below ``width`` that a suffix window leaves, side by side; shorter rows repeat their last one.
 
         Returns:
             Positions (R, Q) int64 and which of them are no repetition (R, Q) bool.
         """
-        counts = [min(reach + 1, length) for reach, length in zip(self.reaches, self.lengths, strict=True)]
-        columns = torch.arange(max(counts), device=self.ends.device)  # (Q,)
-        count = torch.tensor(counts, device=self.ends.device)[:, None]
-        return torch.where(columns < count - 1, columns, self.ends[:, None] - 1), columns < count
+        rows = zip(self.reaches, self.lengths, strict=True)
+        spans = [(min(reach, width), length - 1, reach < length <= width) for reach, length in rows]
+        ends, lasts, has_tail = torch.tensor(spans, device=self.ends.device).T[..., None]  # (R, 1) each
+        columns = torch.arange(max(end + tail for end, _, tail in spans), device=self.ends.device)  # (Q,)
+        behind = torch.where(has_tail > 0, lasts, ends - 1)
+        return torch.where(columns < ends, columns, behind), columns < ends + has_tail
 
     def twice(self) -> Layout:
         """The rows of a guided run."""
@@ -160,8 +162,8 @@ class View:
             width: None: as far as anything is visible, which under block-causal attention is the end of the block.
         """
         layout = self.layout
-        if layout.hides and width is None:
-            return self._shown_anew(denoiser)
+        if layout.hides:
+            return self._shown_anew(denoiser, self.input_ids.shape[1] if width is None else width)
         if width is None:
             width = max(layout.stops) if layout.attention == BLOCK_CAUSAL else self.input_ids.shape[1]
         ids, mask = self.input_ids[:, :width], layout.attention_mask
@@ -174,8 +176,8 @@ class View:
             logits = denoiser.logits(ids, None if mask is None else mask[:, :width], at=at)
         return Answer(logits, ids.numel(), at.numel())
 
-    def _shown_anew(self, denoiser: Denoiser) -> Answer:
-        positions, real = self.layout.shown()
+    def _shown_anew(self, denoiser: Denoiser, width: int) -> Answer:
+        positions, real = self.layout.shown(width)
         at = self.at.clamp(max=positions.shape[1] - 1)  # in front of the reach, columns are positions
         even = len(set(self.layout.reaches)) == 1 and len(set(self.layout.lengths)) == 1
         ids, mask = self.input_ids.gather(1, positions), None if even else real
