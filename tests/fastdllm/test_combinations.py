@@ -59,7 +59,7 @@ def test_a_ragged_batch_gives_each_row_what_it_gets_alone(rule, policy):
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("more", [{}, {"guidance_scale": 1.0}, {"temperature": 1.0}])
+@pytest.mark.parametrize("more", [{}, {"guidance_scale": 1.0}, {"temperature": 1.0}, {"suffix_window": 5}])
 def test_lookahead_with_a_cache_gives_each_row_what_it_gets_alone(policy, more):
     options = {"max_new_tokens": NEW, "block_size": 5, "cache": policy, "branches": 3, "threshold": 0.5}
     assert_rows_are_alone(dllm.sampler("fastdllm/lopa", denoiser(), creation_weight=0.0, **options, **more))

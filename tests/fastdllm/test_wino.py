@@ -29,28 +29,33 @@ def denoiser(seed: int = 0) -> dllm.Denoiser:
     return sharp
 
 
-def answers(model: dllm.Denoiser, ids: list[int], start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits of the canvas (W, V), and of the block's positions (K, V), each where its own token is hidden."""
-    width, copies = len(ids), stop - start
+def answers(model: dllm.Denoiser, ids: list[int], start: int, stop: int, window: int) -> tuple[torch.Tensor, ...]:
+    """Logits of the canvas up to the block's end, and of the block's positions (K, V), each where it is hidden."""
+    shown = [*range(min(stop + window, len(ids) - 1)), len(ids) - 1]
+    width, copies = len(shown), stop - start
     pattern = torch.zeros(width + copies, width + copies, dtype=torch.bool)
     for query in range(width + copies):
         for key in range(width + copies):
             is_copy, of = query >= width, start + query - width
-            pattern[query, key] = (is_copy or key < width) and not (is_copy and key == of)
-    positions = [*range(width), *range(start, stop)]
-    canvas = torch.tensor([ids + [MASK] * copies])
+            pattern[query, key] = (is_copy or key < width) and not (is_copy and key < width and shown[key] == of)
+    canvas = torch.tensor([[ids[at] for at in shown] + [MASK] * copies])
+    positions = torch.tensor([[*shown, *range(start, stop)]])
     with torch.no_grad():
-        logits = model.logits(canvas, position_ids=torch.tensor([positions]), attention=pattern[None, None])[0]
-    return logits[:width], logits[width:]
+        logits = model.logits(canvas, position_ids=positions, attention=pattern[None, None])[0]
+    by_position = logits.new_zeros(len(ids), logits.shape[1])
+    by_position[shown] = logits[:width]
+    return by_position, logits[width:]
 
 
-def loop_wino(model: dllm.Denoiser, prompt: list[int], block: int, threshold: float, back: float) -> list[list[int]]:
+def loop_wino(
+    model: dllm.Denoiser, prompt: list[int], block: int, threshold: float, back: float, window: int
+) -> list[list[int]]:
     """Every canvas of one row, by the paper's algorithm over Python lists."""
     ids, canvases = prompt + [MASK] * NEW, []
     for start in range(len(prompt), len(ids), block):
         stop, last = min(start + block, len(ids)), 1
         while any(token == MASK for token in ids[start:stop]):
-            logits, hidden = answers(model, ids, start, stop)
+            logits, hidden = answers(model, ids, start, stop, window)
             whole = logits.logsumexp(1)  # the mask token counts, and is never written
             logits[:, MASK] = -torch.inf
             sure = {at: (logits[at].max() - whole[at]).exp().item() for at in range(start, stop) if ids[at] == MASK}
@@ -69,23 +74,26 @@ def loop_wino(model: dllm.Denoiser, prompt: list[int], block: int, threshold: fl
     return canvases
 
 
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize(("block", "threshold", "back"), [(8, 0.0, 1.0), (24, 0.1, 0.5), (16, 0.1, 0.9)])
-def test_every_canvas_is_that_of_the_loop(seed, block, threshold, back):
+@pytest.mark.parametrize("window", [None, 8])
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("block", "threshold", "back"), [(8, 0.0, 1.0), (24, 0.1, 0.5), (7, 0.05, 0.9)])
+def test_every_canvas_is_that_of_the_loop(seed, block, threshold, back, window):
+    window = window and max(window, block)
     model = denoiser(seed)
-    sampler = WINOSampler(model, max_new_tokens=NEW, block_size=block, threshold=threshold, verify_threshold=back)
+    options = {"block_size": block, "threshold": threshold, "verify_threshold": back, "suffix_window": window}
+    sampler = WINOSampler(model, max_new_tokens=NEW, **options)
     taken_back = 0
     for prompt in PROMPTS:
         got = [step.input_ids[0, : len(prompt) + NEW].tolist() for step in sampler.stream([prompt])]
-        assert got == loop_wino(model, prompt, block, threshold, back)
+        assert got == loop_wino(model, prompt, block, threshold, back, window or NEW)
         for before, after in itertools.pairwise(got):
             taken_back += sum(old != MASK == new for old, new in zip(before, after, strict=True))
     assert taken_back > 0
 
 
 def test_a_ragged_batch_gives_each_row_what_it_gets_alone():
-    for guidance in (0.0, 1.0):
-        sampler = WINOSampler(denoiser(), max_new_tokens=NEW, block_size=8, threshold=0.2, guidance_scale=guidance)
+    for more in ({}, {"guidance_scale": 1.0}, {"suffix_window": 8}, {"suffix_window": 9, "guidance_scale": 1.0}):
+        sampler = WINOSampler(denoiser(), max_new_tokens=NEW, block_size=8, threshold=0.1, **more)
         together = sampler.sample(PROMPTS)
         for row, prompt in enumerate(PROMPTS):
             alone = sampler.sample([prompt])
@@ -120,7 +128,7 @@ def test_at_the_threshold_one_it_writes_a_token_a_step():
 
 def test_nothing_of_the_copy_reaches_the_canvas_and_no_token_reaches_its_own_copy():
     block = WINOSampler(denoiser(), max_new_tokens=5, block_size=4).start([[1, 2], [3]]).block
-    pattern = shadow_pattern(block.layout, block.positions, block.valid, 7)[:, 0]  # (R, W + K, W + K)
+    pattern = shadow_pattern(*block.layout.shown(7), block.positions, block.valid)[:, 0]  # (R, W + K, W + K)
     assert not pattern[:, :7, 7:].any()
     for row, positions in enumerate(block.positions.tolist()):
         for copy, position in enumerate(positions):

@@ -17,7 +17,7 @@ from dllm_core.samplers import MaskedOptions, MDLMSampler, SamplerState, plannin
 from dllm_core.samplers.fit import Demands
 from dllm_core.samplers.proposals import guided
 from dllm_core.samplers.state import Block, spread
-from dllm_core.samplers.view import Layout, in_the_models_form
+from dllm_core.samplers.view import in_the_models_form
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,22 +107,22 @@ class WINOSampler(MDLMSampler):
 
     def logits_at(self, state: SamplerState, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         block, mask = state.block, self.denoiser.mask_token_id
-        spots, valid, width = block.positions, block.valid, ids.shape[1]
+        spots, valid = block.positions, block.valid
         written = ids.gather(1, spots)
         if state.hidden is not None:
-            ids = torch.cat([ids, ids.masked_fill(state.hidden[block.rows, :width], mask)])  # (2R, W)
+            ids = torch.cat([ids, ids.masked_fill(state.hidden[block.rows, : ids.shape[1]], mask)])  # (2R, W)
             positions, spots, valid = (each.repeat(2, 1) for each in (positions, spots, valid))
-        columns = torch.arange(width, device=ids.device).expand_as(ids)
-        shadow = width + torch.arange(spots.shape[1], device=ids.device).expand_as(spots)
-        at = torch.cat([positions, shadow], 1)
+        columns, real = block.layout.shown(ids.shape[1])  # (R, W'), in front of the block's end columns are positions
+        copies = columns.shape[1] + torch.arange(spots.shape[1], device=ids.device).expand_as(spots)
+        at = torch.cat([positions.clamp(max=columns.shape[1] - 1), copies], 1)
         logits = self.denoiser.logits(
-            torch.cat([ids, torch.full_like(spots, mask)], 1),  # (R, W + K)
+            torch.cat([ids.gather(1, columns), torch.full_like(spots, mask)], 1),  # (R, W' + K)
             at=at,
             position_ids=torch.cat([columns, spots], 1),
-            attention=in_the_models_form(shadow_pattern(block.layout, spots, valid, width), self.denoiser),
+            attention=in_the_models_form(shadow_pattern(columns, real, spots, valid), self.denoiser),
         )
         state.stats.forward_passes += 1
-        state.stats.positions_processed += ids.numel() + spots.numel()
+        state.stats.positions_processed += columns.numel() + spots.numel()
         state.stats.logit_rows += at.numel()
         if state.hidden is not None:
             logits = guided(*logits.chunk(2), self.options.guidance_scale)
@@ -144,23 +144,22 @@ class WINOSampler(MDLMSampler):
         return ids.masked_fill(spread(back.long(), block.positions, back, ids.shape[1]).bool(), mask)
 
 
-def shadow_pattern(layout: Layout, spots: torch.Tensor, valid: torch.Tensor, width: int) -> torch.Tensor:
+def shadow_pattern(columns: torch.Tensor, real: torch.Tensor, spots: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
     """Who may look at whom on a canvas with a second copy of the block behind it.
 
     Args:
-        layout: of the rows.
+        columns: (R, W) int64, the position of each column of the canvas.
+        real: (R, W) bool, False where a column is padding.
         spots: (R, K) int64, the positions that the copy stands for.
         valid: (R, K) bool, False behind the end of a row's block.
-        width: W.
 
     Returns:
         (R, 1, W + K, W + K) bool: the canvas looks at the canvas; the copy at the copy and the canvas, except at the
         position that it stands for.
     """
-    rows, copies = spots.shape
-    columns = torch.arange(width, device=spots.device)
-    real = (columns < layout.ends[:, None])[:, None]  # (R, 1, W)
-    canvas = torch.cat([real, real.new_zeros(rows, 1, copies)], 2).expand(-1, width, -1)
-    others = real & (columns != spots[..., None])  # (R, K, W)
+    width, copies = columns.shape[1], spots.shape[1]
+    seen = real[:, None]  # (R, 1, W)
+    canvas = torch.cat([seen, torch.zeros_like(valid)[:, None]], 2).expand(-1, width, -1)
+    others = seen & (columns[:, None] != spots[..., None])  # (R, K, W)
     copy = torch.cat([others, valid[:, None].expand(-1, copies, -1)], 2)
     return torch.cat([canvas, copy], 1)[:, None]
