@@ -11,31 +11,37 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "Credit": "dllm_fastdllm.rules.credit",
+    "Delayed": "dllm_fastdllm.caches.delayed",
     "Draft": "dllm_fastdllm.rules.draft",
     "Dual": "dllm_fastdllm.caches.dual",
     "Entropy": "dllm_fastdllm.rules.entropy",
     "Factor": "dllm_fastdllm.rules.factor",
     "Frechet": "dllm_fastdllm.rules.frechet",
     "Hierarchical": "dllm_fastdllm.rules.hierarchical",
+    "Interval": "dllm_fastdllm.caches.interval",
     "Klass": "dllm_fastdllm.rules.klass",
     "LoPASampler": "dllm_fastdllm.lopa",
     "Prefix": "dllm_fastdllm.caches.prefix",
     "Threshold": "dllm_fastdllm.rules.threshold",
+    "Vicinity": "dllm_fastdllm.caches.vicinity",
     "WINOSampler": "dllm_fastdllm.wino",
 }
 
 __all__ = [
     "Credit",
+    "Delayed",
     "Draft",
     "Dual",
     "Entropy",
     "Factor",
     "Frechet",
     "Hierarchical",
+    "Interval",
     "Klass",
     "LoPASampler",
     "Prefix",
     "Threshold",
+    "Vicinity",
     "WINOSampler",
     "__version__",
 ]

@@ -127,3 +127,27 @@ class TestDual(CachePolicyTests):
     component = "fastdllm/dual"
     bad_options: ClassVar[dict] = {"refresh_every": [0, -1]}
     refresh_options: ClassVar[dict] = {"refresh_every": 1}
+
+
+class TestVicinity(CachePolicyTests):
+    component = "fastdllm/vicinity"
+    options: ClassVar[dict] = {"warmup": 1, "look_before": 1, "look_after": 1}
+    bad_options: ClassVar[dict] = {"warmup": [0], "look_before": [-1], "look_after": [-1]}
+    refresh_options: ClassVar[dict] = {"refresh_every": 1}
+
+
+class TestDelayed(CachePolicyTests):
+    component = "fastdllm/delayed"
+    bad_options: ClassVar[dict] = {"delay": [0], "refresh_every": [0]}
+    refresh_options: ClassVar[dict] = {"refresh_every": 1}
+
+
+class TestInterval(CachePolicyTests):
+    component = "fastdllm/interval"
+    options: ClassVar[dict] = {"prompt_every": 2, "response_every": 2}
+    bad_options: ClassVar[dict] = {
+        "prompt_every": [0],
+        "response_every": [0],
+        "moving_share": [-0.1, 1.5, float("nan")],
+    }
+    refresh_options: ClassVar[dict] = {"refresh_every": 1}

@@ -88,3 +88,21 @@ def dllm_samplers() -> Iterable[SamplerSpec | CommitRuleSpec | CachePolicySpec]:
         target="dllm_fastdllm.caches.dual:Dual",
         source="Fast-dLLM, arXiv:2505.22618, section 3.2",
     )
+    yield CachePolicySpec(
+        name="vicinity",
+        summary="Computes the block and its neighbours, after a few steps that compute everything",
+        target="dllm_fastdllm.caches.vicinity:Vicinity",
+        source="dInfer, arXiv:2510.08666",
+    )
+    yield CachePolicySpec(
+        name="delayed",
+        summary="Keeps the prompt, and each finished block some steps after it was finished",
+        target="dllm_fastdllm.caches.delayed:Delayed",
+        source="d3LLM, arXiv:2601.07568",
+    )
+    yield CachePolicySpec(
+        name="interval",
+        summary="Refreshes the prompt seldom and the response often, and computes what has been moving",
+        target="dllm_fastdllm.caches.interval:Interval",
+        source="dLLM-Cache, arXiv:2506.06295",
+    )

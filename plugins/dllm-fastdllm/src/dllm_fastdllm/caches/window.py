@@ -34,6 +34,7 @@ class Place(NamedTuple):
         length: of the row.
         previous: where the block that it wrote before begins; 0 in its first block.
         written: how many blocks it has written before.
+        origin: where the first block that it wrote begins; what stands in front is its prompt.
     """
 
     start: int
@@ -41,6 +42,10 @@ class Place(NamedTuple):
     length: int
     previous: int
     written: int
+    origin: int
+
+
+NOWHERE = Place(0, 0, 0, 0, -1, 0)  # before its first block
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +146,7 @@ class WindowRun(CacheRun):
         check_memory(self.cache_bytes, rows, length, denoiser.device)
         self.cache = BlockCache(rows, length)
         self.lead: torch.Tensor | None = None  # (R, V) scores of each block's first token, for right-shifted families
-        self.places: list[Place] = [Place(0, 0, 0, 0, -1)] * rows
+        self.places: list[Place] = [NOWHERE] * rows
         self.windows: list[tuple[int, int]] = []
         self.plan: Plan | None = None
 
@@ -180,7 +185,8 @@ class WindowRun(CacheRun):
         for row, (start, stop, length, masks) in enumerate(spans):
             if masks:
                 before = self.places[row]
-                self.places[row] = Place(start, stop, length, before.start, before.written + 1)
+                origin = start if before is NOWHERE else before.origin
+                self.places[row] = Place(start, stop, length, before.start, before.written + 1, origin)
 
     def _plan(self, view: View) -> Plan:
         windows = [
