@@ -163,6 +163,21 @@ def test_hierarchical_selects_what_its_loop_selects(row, options, filler):
     assert {at[0, slot].item() for slot in chosen.nonzero().flatten()} == loop_hierarchical(row, low, high)
 
 
+LONG_ROWS = st.lists(st.tuples(CONFIDENCE, st.booleans()), min_size=1, max_size=40)
+
+
+def loop_draft(row, threshold):
+    sure = [position for c, position in ranked(row) if c > threshold]
+    cap = min(max(int(0.7 * len(ranked(row))), 5), 20)
+    return set(sure[:cap]) or prefix(row, 1)
+
+
+@settings(max_examples=200, deadline=None)
+@given(row=LONG_ROWS, threshold=OPTION)
+def test_draft_selects_what_its_loop_selects(row, threshold):
+    assert select(Draft(threshold=threshold), row) == loop_draft(row, threshold)
+
+
 def run_of(rule, steps: list[torch.Tensor]) -> list[tuple[dict[int, float], set[int]]]:
     """Confidences and selection of each step, by place, of a rule in a block with these logits (M, V) at its steps."""
     count = len(steps[0])
