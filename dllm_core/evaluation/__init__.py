@@ -6,12 +6,30 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from dllm_core.evaluation.estimates import Estimate, LikelihoodOptions, estimate
     from dllm_core.evaluation.likelihood import draw_noise, is_greedy, loglikelihood, masked_loglikelihood
 
-__all__ = ["draw_noise", "is_greedy", "loglikelihood", "masked_loglikelihood"]
+_HOMES = {
+    "Estimate": "estimates",
+    "LikelihoodOptions": "estimates",
+    "draw_noise": "likelihood",
+    "estimate": "estimates",
+    "is_greedy": "likelihood",
+    "loglikelihood": "likelihood",
+    "masked_loglikelihood": "likelihood",
+}
+__all__ = [
+    "Estimate",
+    "LikelihoodOptions",
+    "draw_noise",
+    "estimate",
+    "is_greedy",
+    "loglikelihood",
+    "masked_loglikelihood",
+]
 
 
 def __getattr__(name: str) -> object:
-    if name in __all__:
-        return getattr(importlib.import_module("dllm_core.evaluation.likelihood"), name)
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"dllm_core.evaluation.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

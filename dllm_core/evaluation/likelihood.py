@@ -13,6 +13,7 @@ Shapes: B batch of masked copies, P prefix length, T target length, L = P + T, V
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,9 @@ from dllm_core.errors import PromptError
 from dllm_core.models import Denoiser
 from dllm_core.samplers import MDLMSampler
 from dllm_core.samplers.proposals import guided
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 Tokens = Sequence[int] | Tensor
 
@@ -55,7 +59,7 @@ def loglikelihood(
     """
     at_least("mc_num", mc_num, 1)
     at_least("batch_size", batch_size, 1)
-    prefix, target = _checked(denoiser, prefix, target)
+    prefix, target = checked_text(denoiser, prefix, target)
     generator = torch.Generator().manual_seed(seed)
     total = torch.zeros((), dtype=torch.float64, device=denoiser.device)
     for done in range(0, mc_num, batch_size):
@@ -108,8 +112,9 @@ def masked_loglikelihood(
         A scalar, float64, in nats.
     """
     clean = torch.cat([prefix, target]).expand_as(noisy)
-    masked = (noisy == denoiser.mask_token_id) & (torch.arange(noisy.shape[1], device=noisy.device) >= len(prefix))
-    logits = _logits(denoiser, noisy, masked, len(prefix), guidance_scale)  # (N, V)
+    given = (torch.arange(noisy.shape[1], device=noisy.device) < len(prefix)).expand_as(noisy)
+    masked = (noisy == denoiser.mask_token_id) & ~given
+    logits = masked_logits(denoiser, noisy, masked, given, guidance_scale)  # (N, V)
     nll = F.cross_entropy(logits, clean[masked], reduction="none").double()
     return -(nll / p_mask.expand_as(noisy)[masked]).sum() / len(noisy)
 
@@ -123,7 +128,7 @@ def is_greedy(denoiser: Denoiser, prefix: Tokens, target: Tokens, *, guidance_sc
     Raises:
         PromptError: as `loglikelihood`.
     """
-    prefix, target = _checked(denoiser, prefix, target)
+    prefix, target = checked_text(denoiser, prefix, target)
     canvas = torch.cat([prefix, torch.full_like(target, denoiser.mask_token_id)])
     want = torch.cat([prefix, target])
     sampler = MDLMSampler(denoiser, block_size=None, guidance_scale=guidance_scale)
@@ -135,18 +140,35 @@ def is_greedy(denoiser: Denoiser, prefix: Tokens, target: Tokens, *, guidance_sc
     return True
 
 
-def _logits(denoiser: Denoiser, noisy: Tensor, masked: Tensor, prefix_length: int, guidance_scale: float) -> Tensor:
-    """Scores of the masked positions (N, V), in float32 or better."""
+def masked_logits(
+    denoiser: Denoiser,
+    noisy: Tensor,
+    masked: Tensor,
+    prefix: Tensor,
+    guidance_scale: float,
+    *,
+    attention_mask: Tensor | None = None,
+    attention: Tensor | BlockMask | None = None,
+) -> Tensor:
+    """Scores of the masked positions (N, V), in float32 or better; guided where ``guidance_scale`` is above 0.
+
+    Args:
+        noisy: (B, L) int64.
+        masked: (B, L) bool, the positions to score.
+        prefix: (B, L) bool, what the unconditional copy does not see.
+        attention_mask, attention: as of `Denoiser.logits`.
+    """
     if guidance_scale > 0:
-        unconditional = noisy.clone()
-        unconditional[:, :prefix_length] = denoiser.mask_token_id
-        both = denoiser.logits(torch.cat([noisy, unconditional]), at=masked.repeat(2, 1))  # (2N, V)
-        return guided(*both.chunk(2), guidance_scale)
-    logits = denoiser.logits(noisy, at=masked)
+        # Two calls and not one of twice the rows: a pattern may hold one row for all, or one for each.
+        without = noisy.masked_fill(prefix, denoiser.mask_token_id)
+        pair = [denoiser.logits(ids, attention_mask, at=masked, attention=attention) for ids in (noisy, without)]
+        return guided(*pair, guidance_scale)
+    logits = denoiser.logits(noisy, attention_mask, at=masked, attention=attention)
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def _checked(denoiser: Denoiser, prefix: Tokens, target: Tokens) -> tuple[Tensor, Tensor]:
+def checked_text(denoiser: Denoiser, prefix: Tokens, target: Tokens) -> tuple[Tensor, Tensor]:
+    """Both as int64 tensors on the model's device. Raises PromptError as `loglikelihood` does."""
     prefix, target = (torch.as_tensor(ids, dtype=torch.int64, device=denoiser.device) for ids in (prefix, target))
     if not len(target):
         raise PromptError("the target is empty; give the tokens whose likelihood is asked for")
