@@ -12,6 +12,7 @@ import torch
 
 from dllm_core.config import at_least, within
 from dllm_core.samplers import BlockSize, CommitRule, Proposal
+from dllm_core.samplers.statistics import NOTHING
 from dllm_fastdllm.rules.prefix import surest_first
 
 
@@ -76,11 +77,11 @@ class Klass(CommitRule):
 
     def _note(self, history: Stillness, places: torch.Tensor, log_probs: torch.Tensor) -> torch.Tensor:
         """Take this step's distributions down. -> (B, M), the still steps of each position"""
-        wide = places[..., None].expand_as(log_probs)
-        moved = divergence(log_probs, history.log_probs.gather(1, wide))
+        rows = torch.arange(len(places), device=places.device)[:, None]
+        moved = divergence(log_probs, history.log_probs[rows, places])
         is_still = history.seen.gather(1, places) & (moved < self.kl_threshold)
         calm = (history.calm.gather(1, places) + 1).where(is_still, 0)
-        history.log_probs.scatter_(1, wide, log_probs)
+        history.log_probs[rows, places] = log_probs  # whole rows: many times faster than to scatter each number
         history.calm.scatter_(1, places, calm)
         history.seen.scatter_(1, places, True)
         return calm
@@ -88,5 +89,4 @@ class Klass(CommitRule):
 
 def divergence(now: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
     """KL(now || before) in nats, of log probabilities (..., V). -> (...)"""
-    terms = now.exp() * (now - before)
-    return terms.masked_fill(now == -torch.inf, 0).sum(-1)  # what cannot happen adds nothing
+    return (now.exp() * (now.clamp(min=NOTHING) - before.clamp(min=NOTHING))).sum(-1)  # 0 for what cannot happen
