@@ -58,6 +58,24 @@ def test_a_ragged_batch_gives_each_row_what_it_gets_alone(rule, policy):
     assert_rows_are_alone(dllm.sampler("mdlm", denoiser(), **options))
 
 
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    ("sampler", "more"),
+    [
+        ("core/mdlm", {"guidance_scale": 1.0}),
+        ("core/mdlm", {"temperature": 1.0, "confidence_distribution": "sampling"}),
+        ("core/mdlm", {"confidence": "random", "suppress_confidence_tokens": (3,)}),
+        ("core/bd3lm", {"cache": "block"}),
+        ("core/bd3lm", {"cache": "none", "block_grid": "completion"}),
+    ],
+    ids=["guided", "drawn", "ranked at random", "block causal", "block causal without a cache"],
+)
+def test_a_rule_serves_every_sampler_and_option(rule, sampler, more):
+    assert_rows_are_alone(
+        dllm.sampler(sampler, denoiser(), max_new_tokens=NEW, block_size=5, commit=rule, **bold(rule), **more)
+    )
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("more", [{}, {"guidance_scale": 1.0}, {"temperature": 1.0}, {"suffix_window": 5}])
 def test_lookahead_with_a_cache_gives_each_row_what_it_gets_alone(policy, more):
@@ -90,3 +108,28 @@ def test_no_mask_is_left_by_any_combination(rule, policy, block, steps, shifted,
     options = {"max_new_tokens": NEW, "block_size": block, "steps": steps, "commit": rule, "cache": policy}
     out = dllm.sampler("mdlm", denoiser(shifted), **options, **bold(rule), **more).sample(PROMPTS)
     assert not (out.sequences == MASK).any()
+
+
+ONE_A_STEP = {
+    "fastdllm/threshold": {"threshold": 1.0},
+    "fastdllm/factor": {"factor": 0.0},
+    "fastdllm/frechet": {"delta": 1.0},
+    "fastdllm/entropy": {"entropy_bound": 0.0},
+    "fastdllm/klass": {"threshold": 1.0},
+    "fastdllm/credit": {"threshold": 1.0},
+    "fastdllm/hierarchical": {"low_threshold": 1.0, "threshold": 1.0},
+    "fastdllm/draft": {"threshold": 1.0},
+}
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("rule", ONE_A_STEP)
+def test_at_its_most_careful_a_rule_writes_the_surest_token_of_each_step(rule, policy):
+    options = {"max_new_tokens": NEW, "block_size": 5, "cache": policy, "stop_at_eos": False}
+    # What is given credit may come in another order, and entropy ranks by itself.
+    one_by_one = {"confidence": "entropy"} if rule == "fastdllm/entropy" else {}
+    weightless = {"credit_weight": 0.0} if rule == "fastdllm/credit" else {}
+    careful = dllm.sampler("mdlm", denoiser(), commit=rule, **options, **ONE_A_STEP[rule], **weightless)
+    got, want = careful.sample(PROMPTS), dllm.sampler("mdlm", denoiser(), **options, **one_by_one).sample(PROMPTS)
+    assert got.stats.forward_passes == want.stats.forward_passes
+    assert torch.equal(got.sequences, want.sequences)
