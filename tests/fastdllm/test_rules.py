@@ -251,6 +251,16 @@ def test_a_token_that_leads_step_after_step_is_written_earlier():
     assert credited == [{0}, {1, 2}]
 
 
+def test_filler_is_given_no_credit():
+    rule = Credit()
+    history = rule.remember(BlockSize(1, 3, WORDS, MASK, torch.device("cpu")))
+    logits = torch.randn(1, 4, WORDS, generator=torch.Generator().manual_seed(0))
+    places = torch.tensor([[1, 3, 3, 2]])  # samplers that edit propose at written positions too
+    for _ in range(2):
+        changed = (rule.weigh(logits, places, history) != logits).any(-1)
+        assert changed.tolist() == [[True, False, False, True]]
+
+
 def test_a_position_that_moved_waits_although_it_is_sure():
     still = torch.tensor([[9.0, 0, 0, 0, 0, -9], [8.0, 0, 0, 0, 0, -9], [7.0, 0, 0, 0, 0, -9], [6.0, 0, 0, 0, 0, -9]])
     moving = still.clone()

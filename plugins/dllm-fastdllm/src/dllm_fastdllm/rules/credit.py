@@ -78,8 +78,9 @@ class Credit(Threshold):
         tokens, credit = self._earn(logits, tokens, credit * self.credit_decay, history.mask_token_id)
         history.tokens.scatter_(1, wide, tokens)
         history.credit.scatter_(1, wide, credit)
-        # A slot without a token adds log(1 + 0) to token 0.
-        return logits.scatter_add(2, tokens.clamp(min=0), self.credit_weight * credit.log1p())
+        # Filler shares a place, so what is noted there is nobody's. A slot without a token adds log(1 + 0) to token 0.
+        is_open = (places < history.tokens.shape[1] - 1)[..., None]
+        return logits.scatter_add(2, tokens.clamp(min=0), self.credit_weight * credit.log1p().where(is_open, 0))
 
     def _earn(
         self, logits: torch.Tensor, tokens: torch.Tensor, credit: torch.Tensor, mask_token_id: int
