@@ -111,7 +111,7 @@ def test_padding_does_not_change_a_loss(suite, name):
 @families
 def test_the_cache_of_finished_blocks_changes_nothing(suite):
     model = denoiser(suite)
-    if not is_in_the_table(suite, "sampler", "core/bd3lm"):
+    if not is_in_the_table(suite, "sampler", "core/bd3lm") or not model.adapter.supports_kv_cache:
         return
     prompts = [random_ids(model, length, seed=length).tolist() for length in PROMPT_LENGTHS]
     runs = [dllm.sampler("bd3lm", model, cache=kept, **OPTIONS).sample(prompts) for kept in ("block", "none")]

@@ -43,7 +43,7 @@ def encode(denoiser: Denoiser, prompts: Prompts) -> list[list[int]]:
         PromptError: a prompt is empty, holds mask tokens or ids outside the vocabulary, or needs a tokenizer or chat
             template that the denoiser lacks.
     """
-    rows = [_encode_one(denoiser, prompt) for prompt in as_list(prompts)]
+    rows = [_encode_one(denoiser, prompt, goes_on=True) for prompt in as_list(prompts)]
     for number, row in enumerate(rows):
         if denoiser.mask_token_id in row:
             raise PromptError(
@@ -59,7 +59,7 @@ def encode_canvases(denoiser: Denoiser, canvases: Prompts) -> list[list[int]]:
     Raises:
         PromptError: as `encode`, and where a canvas has no mask token to fill.
     """
-    rows = [_encode_one(denoiser, canvas) for canvas in as_list(canvases)]
+    rows = [_encode_one(denoiser, canvas, goes_on=False) for canvas in as_list(canvases)]
     for number, row in enumerate(rows):
         if denoiser.mask_token_id not in row:
             name = "id " + str(denoiser.mask_token_id)
@@ -96,9 +96,9 @@ def _plain(value: object) -> object:
     return value.tolist() if hasattr(value, "tolist") else value
 
 
-def _encode_one(denoiser: Denoiser, prompt: Prompt) -> list[int]:
+def _encode_one(denoiser: Denoiser, prompt: Prompt, *, goes_on: bool) -> list[int]:
     if isinstance(prompt, str):
-        ids = _encode_text(denoiser, prompt)
+        ids = _encode_text(denoiser, prompt, goes_on=goes_on)
     elif not isinstance(prompt, Sequence):
         raise PromptError(f"{_FORMS}; got {prompt!r}")
     elif prompt and isinstance(prompt[0], Mapping):
@@ -113,12 +113,15 @@ def _encode_one(denoiser: Denoiser, prompt: Prompt) -> list[int]:
     return [int(token) for token in ids]
 
 
-def _encode_text(denoiser: Denoiser, text: str) -> list[int]:
+def _encode_text(denoiser: Denoiser, text: str, *, goes_on: bool) -> list[int]:
+    """With the special tokens that the tokenizer puts in front; those behind it only where the text ends there."""
     if not text.strip():
         raise PromptError("the prompt is empty; give some text")
     if denoiser.tokenizer is None:
         raise PromptError("this model was loaded without a tokenizer, so prompts are token ids; give ids")
-    return denoiser.tokenizer(text)["input_ids"]
+    framed = denoiser.tokenizer(text)["input_ids"]
+    ends = {denoiser.eos_token_id, denoiser.tokenizer.sep_token_id} - {None}
+    return framed[:-1] if goes_on and framed and framed[-1] in ends else framed
 
 
 def _encode_chat(denoiser: Denoiser, messages: Sequence[Message]) -> list[int]:

@@ -151,10 +151,10 @@ def _confidence(logits: torch.Tensor, tokens: torch.Tensor, kind: str, draw: tor
     """How sure the model is of each position, (B, M); the kinds are those of `MaskedOptions.confidence`."""
     if kind == "random":
         return draw.float()
-    if kind == "probability":
-        chosen = logits.gather(-1, tokens[..., None]).squeeze(-1)
-        return (chosen - logits.logsumexp(-1)).exp()
+    # Not exp(logit - logsumexp), which rounds whatever is nearly sure to 1, where it ties.
     probabilities = logits.softmax(-1)
+    if kind == "probability":
+        return probabilities.gather(-1, tokens[..., None]).squeeze(-1)
     if kind == "margin":
         best = probabilities.topk(2, -1).values
         return best[..., 0] - best[..., 1]
