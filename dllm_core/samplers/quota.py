@@ -26,6 +26,7 @@ def schedule_quota(
     *,
     time_epsilon: float = 0.0,
     rounding: Callable[[float], int] = round,
+    taken: int = 0,
 ) -> tuple[int, ...]:
     """Commits per step: the schedule's expectation, rounded, or a binomial draw from it.
 
@@ -40,6 +41,7 @@ def schedule_quota(
         draw: (step, remaining masks, probability) -> number to commit; None rounds the expectation.
         time_epsilon: eps, where the grid of times ends; below 1.
         rounding: how.
+        taken: steps at the start of the grid that are not planned here.
 
     Returns:
         Positive counts that add up to ``masks``.
@@ -48,7 +50,7 @@ def schedule_quota(
     and rounding down. Source: Dream-org/Dream-v0-Base-7B, generation_utils.py, _sample.
     """
     alpha, counts, left = get_schedule(schedule), [], masks
-    for step in range(steps):
+    for step in range(taken, steps):
         if left == 0:
             break
         t, s = (time_epsilon + (1 - time_epsilon) * (steps - k) / steps for k in (step, step + 1))
@@ -63,9 +65,11 @@ def schedule_quota(
 
 
 @lru_cache(maxsize=4096)
-def quota_counts(masks: int, steps: int, kind: str, schedule: str, time_epsilon: float = 0.0) -> tuple[int, ...]:
+def quota_counts(
+    masks: int, steps: int, kind: str, schedule: str, time_epsilon: float = 0.0, taken: int = 0
+) -> tuple[int, ...]:
     """The counts of a deterministic quota; the same blocks come again and again, so they are kept."""
     if kind == "even":
         return even_quota(masks, steps)
     rounding = math.floor if kind == "floor" else round
-    return schedule_quota(masks, steps, schedule, time_epsilon=time_epsilon, rounding=rounding)
+    return schedule_quota(masks, steps, schedule, time_epsilon=time_epsilon, rounding=rounding, taken=taken)

@@ -12,6 +12,24 @@ class TestPlugin(PluginTests):
     plugin = "fastdllm"
 
 
+class TestFast(SamplerTests):
+    component = "fastdllm/fast"
+    follows_steps = False  # the model's confidence decides how many tokens a step writes
+    follows_schedule = False
+
+
+class TestDualPreset(SamplerTests):
+    component = "fastdllm/dual"
+    follows_steps = False
+    follows_schedule = False
+
+
+class TestPrefixPreset(SamplerTests):
+    component = "fastdllm/prefix"
+    follows_steps = False
+    follows_schedule = False
+
+
 class TestParallel(SamplerTests):
     component = "fastdllm/parallel"
     follows_steps = False  # the model's confidence decides how many tokens a step writes

@@ -6,13 +6,36 @@ from collections.abc import Iterable
 
 from dllm_core.hookspecs import CachePolicySpec, CommitRuleSpec, SamplerSpec, hookimpl
 
+AS_PUBLISHED = {"suffix_window": None, "stop_at_eos": False}
+
+# The first one is what `dllm run --plugin fastdllm` takes.
 SAMPLERS: tuple[SamplerSpec, ...] = (
     SamplerSpec(
+        name="fast",
+        summary="The fastest preset that keeps quality: computes the block only, writes what it is sure of",
+        target="dllm_fastdllm.sampler:MDLMFastdLLMSampler",
+        source="Fast-dLLM, arXiv:2505.22618; suffix window: Streaming-dLLM, arXiv:2601.17917",
+    ),
+    SamplerSpec(
+        name="dual",
+        summary="As published: all but the block is kept, every sure token written",
+        target="dllm_fastdllm.sampler:MDLMFastdLLMSampler",
+        source="Fast-dLLM, arXiv:2505.22618, dual cache with threshold 0.9",
+        defaults={"cache": "fastdllm/dual", "threshold": 0.9, **AS_PUBLISHED},
+    ),
+    SamplerSpec(
+        name="prefix",
+        summary="As published: what is in front of the block is kept, every sure token written",
+        target="dllm_fastdllm.sampler:MDLMFastdLLMSampler",
+        source="Fast-dLLM, arXiv:2505.22618, prefix cache with threshold 0.9",
+        defaults={"cache": "fastdllm/prefix", "threshold": 0.9, **AS_PUBLISHED},
+    ),
+    SamplerSpec(
         name="parallel",
-        summary="The masked sampler, writing every token it is sure of at each step",
-        target="dllm_core.samplers.masked:MDLMSampler",
+        summary="As published: the whole canvas is computed, every sure token written",
+        target="dllm_fastdllm.sampler:MDLMFastdLLMSampler",
         source="Fast-dLLM, arXiv:2505.22618, algorithm 1 without cache",
-        defaults={"commit": "threshold", "threshold": 0.9},
+        defaults={"cache": "none", "threshold": 0.9, **AS_PUBLISHED},
     ),
     SamplerSpec(
         name="wino",
