@@ -6,10 +6,12 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from dllm_core.evaluation.bridge import DiffusionLM
     from dllm_core.evaluation.estimates import Estimate, LikelihoodOptions, estimate
     from dllm_core.evaluation.likelihood import draw_noise, is_greedy, loglikelihood, masked_loglikelihood
 
 _HOMES = {
+    "DiffusionLM": "bridge",
     "Estimate": "estimates",
     "LikelihoodOptions": "estimates",
     "draw_noise": "likelihood",
@@ -19,6 +21,7 @@ _HOMES = {
     "masked_loglikelihood": "likelihood",
 }
 __all__ = [
+    "DiffusionLM",
     "Estimate",
     "LikelihoodOptions",
     "draw_noise",

@@ -22,7 +22,7 @@ from torch import Tensor
 from dllm_core.config import at_least
 from dllm_core.errors import PromptError
 from dllm_core.models import Denoiser
-from dllm_core.samplers import MDLMSampler
+from dllm_core.samplers import BD3LMSampler, MDLMSampler
 from dllm_core.samplers.proposals import guided
 
 if TYPE_CHECKING:
@@ -120,10 +120,20 @@ def masked_loglikelihood(
 
 
 @torch.no_grad()
-def is_greedy(denoiser: Denoiser, prefix: Tokens, target: Tokens, *, guidance_scale: float = 0.0) -> bool:
-    """Whether the masked sampler, greedy and one token a step, writes exactly this target after this prefix.
+def is_greedy(
+    denoiser: Denoiser,
+    prefix: Tokens,
+    target: Tokens,
+    *,
+    guidance_scale: float = 0.0,
+    block_size: int | None = None,
+) -> bool:
+    """Whether greedy decoding, one token a step, writes exactly this target after this prefix.
 
     Stops at the first token that differs.
+
+    Args:
+        block_size: of a block-diffusion model, whose block sampler writes then; None: the masked sampler.
 
     Raises:
         PromptError: as `loglikelihood`.
@@ -131,7 +141,8 @@ def is_greedy(denoiser: Denoiser, prefix: Tokens, target: Tokens, *, guidance_sc
     prefix, target = checked_text(denoiser, prefix, target)
     canvas = torch.cat([prefix, torch.full_like(target, denoiser.mask_token_id)])
     want = torch.cat([prefix, target])
-    sampler = MDLMSampler(denoiser, block_size=None, guidance_scale=guidance_scale)
+    sampler_class = MDLMSampler if block_size is None else BD3LMSampler
+    sampler = sampler_class(denoiser, block_size=block_size, guidance_scale=guidance_scale)
     state = sampler.start_infill(canvas)  # infilling, because a prefix may be empty and a prompt may not
     while not state.finished:
         step = sampler.step(state)
