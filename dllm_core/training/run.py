@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -231,24 +232,24 @@ def build_denoiser(
     model: ModelSection, tokenizer: TokenizerSection, *, seed: int, device: torch.device | str = "cpu"
 ) -> Denoiser:
     """The model to train: a checkpoint, or fresh weights drawn from `seed`; `device` is where 4-bit weights go."""
-    own = _tokenizer(tokenizer)
     if model.checkpoint is None:
-        return _fresh_denoiser(model, own, seed)
+        return _fresh_denoiser(model, tokenizer, seed)
     # On the CPU: the trainer moves the model to the device of its process, except for quantised weights.
     return load(
         model.checkpoint,
         device=device if model.load_in_4bit else "cpu",
         dtype=model.dtype,
-        tokenizer=own,
+        tokenizer=_tokenizer(tokenizer, AutoTokenizer.from_pretrained),
         attn_implementation=model.attn_implementation,
         load_in_4bit=model.load_in_4bit,
     )
 
 
-def _fresh_denoiser(section: ModelSection, tokenizer: PreTrainedTokenizerBase | None, seed: int) -> Denoiser:
+def _fresh_denoiser(section: ModelSection, chosen: TokenizerSection, seed: int) -> Denoiser:
+    adapter = registry.load("adapter", section.adapter)()
+    tokenizer = _tokenizer(chosen, adapter.load_tokenizer)
     if tokenizer is None:
         raise OptionError("fresh weights need a tokenizer; name its builder or path in section tokenizer")
-    adapter = registry.load("adapter", section.adapter)()
     config = import_string(adapter.config_class)(**section.config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -258,12 +259,18 @@ def _fresh_denoiser(section: ModelSection, tokenizer: PreTrainedTokenizerBase | 
     return Denoiser(model.to(pick_dtype(section.dtype)), adapter, adapter.prepare_tokenizer(tokenizer))
 
 
-def _tokenizer(section: TokenizerSection) -> PreTrainedTokenizerBase | None:
+def _tokenizer(
+    section: TokenizerSection, read: Callable[[str], PreTrainedTokenizerBase | None]
+) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a recipe; `read` loads one from a path. A family knows how to read its own."""
     if section.builder is not None:
         return import_string(section.builder)()
     if section.path is None:
         return None
     try:
-        return AutoTokenizer.from_pretrained(section.path)
+        tokenizer = read(section.path)
     except (OSError, ValueError) as error:
         raise OptionError(f"no tokenizer at {section.path!r}: {str(error).strip().splitlines()[0]}") from error
+    if tokenizer is None:
+        raise OptionError(f"no tokenizer at {section.path!r}: the folder has no file of one")
+    return tokenizer

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 import dllm_core as dllm
 from dllm_core.cli.train import command
 from dllm_core.errors import AmbiguousComponentError, DataError, ModelLoadError, OptionError, UnknownComponentError
-from dllm_core.plugins import load_plugins, use_plugin_host
+from dllm_core.plugins import import_string, load_plugins, use_plugin_host
 from dllm_core.training.checkpoints import newest_checkpoint
 from dllm_core.training.examples import GeneratedExamples, read_examples
 from dllm_core.training.recipes import find_recipes, load_recipe, parse_recipe
@@ -269,9 +269,7 @@ def test_files_of_examples(tmp_path):
     file = tmp_path / "data.jsonl"
     file.write_text('{"input_ids": [3, 4], "labels": [-100, 4]}\n\n{"text": "a b c"}\n{"text": "d"}\n')
     recipe = load_recipe("letters")
-    from dllm_core.training.run import _tokenizer
-
-    tokenizer = _tokenizer(recipe.tokenizer)
+    tokenizer = import_string(recipe.tokenizer.builder)()
     assert read_examples(file, tokenizer, limit=2) == [
         {"input_ids": [3, 4], "labels": [-100, 4]},
         {"input_ids": [3, 4, 5]},

@@ -6,31 +6,10 @@ from typing import TYPE_CHECKING
 
 from dllm_core.conformance import AdapterTests, PluginTests, SamplerTests
 from dllm_dream.models import DreamConfig
+from dllm_dream.tiny import build_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|beginoftext|>", "<|mask|>")
-
-
-def letters_tokenizer() -> PreTrainedTokenizerBase:
-    """Letters and the special tokens of Dream, with its form of chat."""
-    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    tokens = [*SPECIAL, "\n", " ", *"abcdefghijklmnopqrstuvwxyz"]
-    vocabulary = {token: number for number, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|endoftext|>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|endoftext|>", extra_special_tokens=list(SPECIAL)
-    )
-    fast.chat_template = CHAT_TEMPLATE
-    return fast
 
 
 class TestPlugin(PluginTests):
@@ -42,7 +21,7 @@ class TestAdapter(AdapterTests):
 
     def tiny_config(self) -> DreamConfig:
         return DreamConfig(
-            vocab_size=64,
+            vocab_size=128,
             hidden_size=32,
             intermediate_size=48,
             num_hidden_layers=2,
@@ -52,7 +31,7 @@ class TestAdapter(AdapterTests):
         )
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        return letters_tokenizer()
+        return build_tokenizer()
 
 
 class TestEntropy(SamplerTests):

@@ -21,6 +21,9 @@ class DreamConfig(Qwen2Config):
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         self.is_causal = False  # transformers then builds a bidirectional mask
+        # The published code reads use_sliding_window and never uses it; transformers would hide what is farther away.
+        self.layer_types = ["full_attention"] * self.num_hidden_layers
+        self.use_sliding_window, self.sliding_window = False, None
 
 
 class DreamModel(Qwen2ForCausalLM):
