@@ -120,8 +120,11 @@ def _encode_text(denoiser: Denoiser, text: str, *, goes_on: bool) -> list[int]:
     if denoiser.tokenizer is None:
         raise PromptError("this model was loaded without a tokenizer, so prompts are token ids; give ids")
     framed = denoiser.tokenizer(text)["input_ids"]
-    ends = {denoiser.eos_token_id, denoiser.tokenizer.sep_token_id} - {None}
-    return framed[:-1] if goes_on and framed and framed[-1] in ends else framed
+    if not goes_on:
+        return framed
+    bare = denoiser.tokenizer(text, add_special_tokens=False)["input_ids"]  # an end in the text itself stays
+    behind = next((n for n in range(len(framed) - len(bare) + 1) if framed[: len(framed) - n][-len(bare) :] == bare), 0)
+    return framed[: len(framed) - behind]
 
 
 def _encode_chat(denoiser: Denoiser, messages: Sequence[Message]) -> list[int]:
