@@ -188,12 +188,12 @@ class StepChecks(SamplerSuite):
                 expect_equal(times[row].tolist(), want, f"how often row {row} is written with {words}")
 
     def test_counts_are_true(self) -> None:
-        """Forward passes, positions, logit rows and tokens are those that hooks on the model count.
+        """Forward passes, positions, logit rows, host syncs and tokens are those that are counted from outside.
 
         Why: speed is compared by these numbers; a guided step that counts one pass for two, or rows that were
         projected and thrown away, make a method look faster than it is.
 
-        Mend: count where the model is called, with the sizes of what it is given.
+        Mend: count where the model is called, with the sizes of what it is given; ask by `SamplerState.told`.
         """
         guided = [{"guidance_scale": 1.0}] if self.supports_guidance else []
         for options in ({}, {"block_size": 3, "steps": 3}, {"block_size": 1}, *guided):
@@ -205,6 +205,7 @@ class StepChecks(SamplerSuite):
             expect_equal(stats.forward_passes, counts.forward_passes, f"forward_passes with {options}")
             expect_equal(stats.positions_processed, counts.positions, f"positions_processed with {options}")
             expect_equal(stats.logit_rows, counts.logit_rows, f"logit_rows with {options}")
+            expect_equal(stats.host_syncs, counts.host_syncs, f"host_syncs with {options}")
             tokens = sum(map(len, completions(output, end=END)))
             expect_equal(stats.tokens, tokens, f"tokens before the end of sequence with {options}")
             expect(stats.seconds > 0, f"seconds is {stats.seconds} with {options}; measure the run")

@@ -179,6 +179,7 @@ class Sampler:
         state.stats.forward_passes += answer.forward_passes
         state.stats.positions_processed += answer.positions
         state.stats.logit_rows += answer.logit_rows
+        state.stats.host_syncs += answer.host_syncs
         return answer.logits if state.hidden is None else guided(*answer.logits.chunk(2), self.options.guidance_scale)
 
     def proposal_from(self, state: SamplerState, logits: torch.Tensor, open_: Open) -> Proposal:
@@ -198,7 +199,7 @@ class Sampler:
     def is_complete(self, state: SamplerState, ids: torch.Tensor) -> bool:
         """Whether the block is finished in every row, after a step that left the canvas ``ids`` (R, W)."""
         block = state.block
-        return block.step == len(block.open_counts) or not (self.rule.follows_quota or self._has_masks(ids, block))
+        return block.step == len(block.open_counts) or not (self.rule.follows_quota or self._has_masks(state, ids))
 
     def open_block(self, state: SamplerState) -> Block | None:
         """The next block that has a mask in any unfinished row, None where none is left.
@@ -242,7 +243,8 @@ class Sampler:
             raise PromptError("this run is not finished; call step until state.finished")
         lengths = state.canvas.shown
         prompt_lengths = state.canvas.prompt_lengths
-        rows = [r[start:stop] for r, start, stop in zip(state.input_ids.tolist(), prompt_lengths, lengths, strict=True)]
+        written = state.told(state.input_ids)
+        rows = [row[start:stop] for row, start, stop in zip(written, prompt_lengths, lengths, strict=True)]
         if state.canvas.completes:
             rows = [cut_at_end(row, self.denoiser.end_token_ids) for row in rows]
         state.stats.tokens = sum(len(row) for row in rows) if state.canvas.completes else _masks(state.canvas)
@@ -290,8 +292,9 @@ class Sampler:
             priority=draw(planning.PRIORITY, options.confidence_temperature > 0),
         )
 
-    def _has_masks(self, ids: torch.Tensor, block: Block) -> bool:
-        return bool(((ids.gather(1, block.positions) == self.denoiser.mask_token_id) & block.valid).any())
+    def _has_masks(self, state: SamplerState, ids: torch.Tensor) -> bool:
+        block = state.block
+        return state.told(((ids.gather(1, block.positions) == self.denoiser.mask_token_id) & block.valid).any())
 
     def _close(self, state: SamplerState, ids: torch.Tensor) -> None:
         """End the rows that are complete and open the next block of the others."""
@@ -301,7 +304,7 @@ class Sampler:
             prompts = torch.tensor([state.canvas.prompt_lengths[row] for row in state.active], device=ids.device)
             written = state.block.valid & (state.block.positions >= prompts[:, None])  # an end in a prompt ends nothing
             found = torch.isin(ids.gather(1, state.block.positions), ends) & written
-            ended = found.any(1).tolist()  # the one question to the device in a block
+            ended = state.told(found.any(1))  # the one question to the device in a block
         planning.end_rows(state, ended, self.denoiser)
         self._open(state)
 

@@ -45,6 +45,8 @@ class SampleStats:
         positions_processed: positions that went through the model's body, padding included.
         logit_rows: positions that were projected through the vocabulary head.
         cache_bytes: memory that the cache policy holds for keys and values.
+        host_syncs: how often the loop asked the device for a value, for which an accelerator is waited for: whether a
+            block is done, which rows have ended, and the result.
         tokens: tokens generated before the end of sequence.
         seconds: wall time.
     """
@@ -53,6 +55,7 @@ class SampleStats:
     positions_processed: int = 0
     logit_rows: int = 0
     cache_bytes: int = 0
+    host_syncs: int = 0
     tokens: int = 0
     seconds: float = 0.0
 
@@ -71,6 +74,7 @@ class SampleStats:
             "positions_processed": self.positions_processed,
             "logit_rows": self.logit_rows,
             "cache_bytes": self.cache_bytes,
+            "host_syncs": self.host_syncs,
             "tokens": self.tokens,
             "seconds": self.seconds,
             "tokens_per_second": self.tokens_per_second,

@@ -176,7 +176,7 @@ def _counts(state: SamplerState, options: MaskedOptions, row: int, number: int, 
     if not options.stochastic_quota:
         return quota_counts(masks, steps, options.quota, options.schedule, options.time_epsilon)
 
-    key = state.keys[row].cpu()
+    key = torch.tensor(state.told(state.keys[row]))
 
     def draw(step: int, left: int, probability: float) -> int:
         noise = uniform(key, QUOTA, number, step, torch.arange(left))

@@ -131,12 +131,14 @@ class Answer(NamedTuple):
         positions: positions that went through the model for it, padding included.
         logit_rows: positions that were projected through the vocabulary head.
         forward_passes: calls of the model.
+        host_syncs: questions that the policy asked the device.
     """
 
     logits: torch.Tensor
     positions: int
     logit_rows: int
     forward_passes: int = 1
+    host_syncs: int = 0
 
 
 @dataclass(frozen=True)

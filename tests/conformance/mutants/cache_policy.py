@@ -25,7 +25,7 @@ class WindowRun(CacheRun):
     def logits(self, view: View) -> Answer:
         there = (view.input_ids != self.denoiser.mask_token_id).any(0).nonzero()
         stop = max(int(view.at.max()), int(there.max())) + 1 + self.window
-        return view.computed_anew(self.denoiser, min(stop, view.input_ids.shape[1]))
+        return view.computed_anew(self.denoiser, min(stop, view.input_ids.shape[1]))._replace(host_syncs=3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +77,12 @@ class GivesNeighbouringRowsRun(NoCacheRun):
 class CountsOpenPositionsRun(NoCacheRun):
     def logits(self, view: View) -> Answer:
         return super().logits(view)._replace(positions=view.at.numel())
+
+
+class AsksInSecretRun(NoCacheRun):
+    def logits(self, view: View) -> Answer:
+        width = view.input_ids.shape[1] if bool((view.input_ids == MASK).any()) else 1
+        return view.computed_anew(self.denoiser, width)
 
 
 class ForgetsThePromptLaterRun(WindowRun):
@@ -192,6 +198,7 @@ MUTANTS = [
         for check, run, attributes, why in (
             ("test_the_first_answer_is_a_full_forward", GivesNeighbouringRowsRun, {}, "gives the rows one to the left"),
             ("test_counts_are_true", CountsOpenPositionsRun, {}, "counts open positions only, computes all"),
+            ("test_counts_are_true", AsksInSecretRun, {}, "asks the device at every step and does not say so"),
             (
                 "test_every_step_is_that_of_no_cache",
                 ForgetsThePromptLaterRun,

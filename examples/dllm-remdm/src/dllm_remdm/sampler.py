@@ -139,7 +139,7 @@ class ReMDMSampler(Sampler):
         each = [self._rates(planning.steps_per_block(self.options, state.canvas, row)) for row in state.active]
         one_in_all = self.options.remask == "conf"
         if self.options.stochastic_quota:
-            dice = dice_of(state.keys.cpu()[state.active], number, max(map(len, each)), max(masks))
+            dice = dice_of(torch.tensor(state.told(state.keys))[state.active], number, max(map(len, each)), max(masks))
             plans = [drawn(n, own, die, one_in_all=one_in_all) for n, own, die in zip(masks, each, dice, strict=True)]
         else:
             counts = [self._counts(n, len(own)) for n, own in zip(masks, each, strict=True)]

@@ -164,7 +164,7 @@ class LoPASampler(MDLMSampler):
         hope = outlook(proposal.confidence, masked, self.options.weakest_share).reshape(-1, count)  # (R, N)
         best = follow(ways, hope, self.options.creation_weight)  # (R,)
         chosen = torch.arange(len(rows), device=best.device) * count + best
-        state.cache.keep(self._with_guided(state, chosen.cpu(), len(rows) * count))
+        state.cache.keep(self._with_guided(state, torch.tensor(state.told(chosen)), len(rows) * count))
         at, proposal = Open(slots[chosen], masked[chosen], shown[chosen]), pick(proposal, chosen)
         own = ways.confidence.gather(1, best[:, None])  # (R, 1), of the token that the branch wrote
         proposal = replace(proposal, confidence=torch.where(at.shown & ~at.masked, own, proposal.confidence))

@@ -137,7 +137,7 @@ class LLaDA21Sampler(LLaDA2Sampler):
         return torch.where(edited, spread(proposal.tokens, block.positions, edit, ids.shape[1]), ids)
 
     def is_complete(self, state: SamplerState, ids: torch.Tensor) -> bool:
-        return state.block.step == len(state.block.open_counts) or not bool(state.block.live.any())
+        return state.block.step == len(state.block.open_counts) or not state.told(state.block.live.any())
 
     def _note_progress(self, block: EditedBlock, before: torch.Tensor, ids: torch.Tensor, edit: torch.Tensor) -> None:
         """Count a row's passes without masks, and end rows that have had enough of them or changed nothing."""
