@@ -37,12 +37,16 @@ class DreamAdapter(ModelAdapter):
     )
 
     def load_tokenizer(self, path: str, *, revision: str | None = None) -> PreTrainedTokenizerBase | None:
-        """The checkpoint's tokenizer, which is Qwen2's; its own class, which a hub would run, is not needed."""
-        from transformers import Qwen2Tokenizer
+        """The checkpoint's tokenizer; its own class, which a hub would run, is Qwen2's and not needed."""
+        from transformers import AutoTokenizer, Qwen2Tokenizer
+        from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
         if not self.has_tokenizer(path):
             return None
-        return self.prepare_tokenizer(Qwen2Tokenizer.from_pretrained(path, revision=revision))
+        config = get_tokenizer_config(path, revision=revision)
+        is_published = "auto_map" in config or config.get("tokenizer_class") in (None, "DreamTokenizer")
+        reader = Qwen2Tokenizer if is_published else AutoTokenizer  # what was trained with another one keeps it
+        return self.prepare_tokenizer(reader.from_pretrained(path, revision=revision))
 
     def prepare_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
         """Mask token, ends and chat template, as the checkpoints were trained; a second call changes nothing.
