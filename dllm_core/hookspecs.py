@@ -64,6 +64,8 @@ class BundledCheckpoint:
         demo_prompts: prompts that show what it can do; ``dllm run`` without a prompt uses them.
         max_new_tokens: length of a completion, in tokens, that ``dllm run`` takes where it is not told; None: the
             sampler's default.
+        exercises: import string of a function ``(count, seed)`` that gives as many prompts with known answers, as
+            lines of a prompts file (``{"prompt": ..., "answer": ...}``); ``dllm bench`` measures accuracy on them.
     """
 
     name: str
@@ -71,6 +73,7 @@ class BundledCheckpoint:
     resource: str
     demo_prompts: tuple[str, ...] = ()
     max_new_tokens: int | None = None
+    exercises: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -280,6 +280,8 @@ def _check_fields(spec: Spec) -> None:
         for checkpoint in spec.bundled:
             _check_text(f"{what}: checkpoint", checkpoint, ("name", "summary", "resource"))
             _check_entries(f"{what}: checkpoint {checkpoint.name}: demo_prompts", checkpoint.demo_prompts, str)
+            if checkpoint.exercises is not None:
+                _check_text(f"{what}: checkpoint", checkpoint, ("exercises",))
 
 
 def _check_text(what: str, holder: object, fields: Iterable[str]) -> None:

@@ -22,6 +22,7 @@ COMMANDS = {
     "recipes": ("dllm_core.cli.recipes:command", "List the recipes that train knows by name."),
     "convert": ("dllm_core.cli.convert:command", "Turn an autoregressive model into a diffusion model."),
     "merge": ("dllm_core.cli.merge:command", "Merge a LoRA adapter into its base."),
+    "bench": ("dllm_core.cli.bench:command", "Compare samplers in speed, cost and quality."),
     "plugins": ("dllm_core.cli.plugins:command", "List what is installed, and explain what did not load."),
 }
 INTERRUPTED = 130  # 128 + SIGINT, as shells count

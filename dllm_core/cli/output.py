@@ -126,14 +126,28 @@ def open_results(path: Path | None, *, as_json: bool) -> Iterator[Results]:
             sys.stdout.reconfigure(errors="replace")  # a text may hold what the terminal cannot show
         yield Results(sys.stdout, as_json=as_json)
         return
+    with whole_file(path, "--output") as file:
+        yield Results(io.TextIOWrapper(file, encoding="utf-8", newline="\n", write_through=True), as_json=as_json)
+
+
+@contextmanager
+def whole_file(path: Path, flag: str) -> Iterator[IO[bytes]]:
+    """A file to write to, which appears under its name only once it is whole, and not at all after an error.
+
+    Args:
+        flag: the option that named it, for the error.
+
+    Raises:
+        OptionError: it cannot be written; before anything else is done.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        file = temporary.open("w", encoding="utf-8", newline="\n")
+        file = temporary.open("wb")
     except OSError as error:
-        raise OptionError(f"--output {path} cannot be written: {error.strerror}; give a file in a folder") from error
+        raise OptionError(f"{flag} {path} cannot be written: {error.strerror}; give a file in a folder") from error
     try:
         with file:
-            yield Results(file, as_json=as_json)
+            yield file
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

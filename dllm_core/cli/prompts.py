@@ -121,6 +121,11 @@ def parse_line(line: str, where: str, *, infill: bool = False) -> Request:
         record = json.loads(line)
     except json.JSONDecodeError as error:
         raise DataError(f"{where}: not valid JSON ({error.msg} at column {error.colno}); {LINE_FORM}") from error
+    return parse_record(record, where, infill=infill)
+
+
+def parse_record(record: object, where: str, *, infill: bool = False) -> Request:
+    """What a line of a prompts file holds; arguments and errors as of `parse_line`."""
     kinds = [kind for kind in KINDS if kind in record] if isinstance(record, dict) else []
     if len(kinds) != 1:
         found = "more than one of these" if kinds else "none of these"

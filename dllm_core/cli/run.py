@@ -116,7 +116,7 @@ def run(arguments: RunArguments) -> None:
     requests = read_requests(arguments.prompt, arguments.prompts_file, infill=arguments.infill)
     check_kinds(arguments, {request.kind for request in requests})
     live = wants_live(arguments)
-    model, sampler = choose_model(arguments), choose_sampler(arguments)
+    model, sampler = choose_model(arguments.model, arguments.plugin), choose_sampler(arguments)
     demo = demo_checkpoint(model) if arguments.is_demo else None
     if demo is not None:
         requests = demo_requests(demo)
@@ -203,24 +203,24 @@ def wants_live(arguments: RunArguments) -> bool:
     return can_draw and not arguments.as_json and (sys.stdout.isatty() or arguments.output is not None)
 
 
-def choose_model(arguments: RunArguments) -> str:
+def choose_model(model: str | None, plugin: str | None = None) -> str:
     """The model that was named, else the first bundled checkpoint, of the named plugin where one is.
 
     Raises:
         ModelLoadError: none is named and none is bundled.
         UnknownComponentError: no such plugin.
     """
-    check_plugin(arguments.plugin)
-    if arguments.model is not None:
-        return arguments.model
+    check_plugin(plugin)
+    if model is not None:
+        return model
     # A plugin that brings only a sampler shows it on whatever checkpoint there is.
-    any_owner = arguments.plugin is None or _brings_sampler(arguments.plugin)
-    for plugin, checkpoint in sorted(registry.bundled_checkpoints(), key=lambda entry: entry[0] != arguments.plugin):
-        if any_owner or plugin == arguments.plugin:
-            return f"{plugin}/{checkpoint.name}" if _is_ambiguous(checkpoint) else checkpoint.name
-    owner = "no installed plugin ships" if arguments.plugin is None else f"plugin {arguments.plugin!r} does not ship"
+    any_owner = plugin is None or _brings_sampler(plugin)
+    for owner, checkpoint in sorted(registry.bundled_checkpoints(), key=lambda entry: entry[0] != plugin):
+        if any_owner or owner == plugin:
+            return f"{owner}/{checkpoint.name}" if _is_ambiguous(checkpoint) else checkpoint.name
+    who = "no installed plugin ships" if plugin is None else f"plugin {plugin!r} does not ship"
     hint = registry.missing_plugins_hint()
-    raise ModelLoadError(f"{owner} a checkpoint; name a model with --model (a folder or a hub id).{hint}")
+    raise ModelLoadError(f"{who} a checkpoint; name a model with --model (a folder or a hub id).{hint}")
 
 
 def _brings_sampler(plugin: str | None) -> bool:

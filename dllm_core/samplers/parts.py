@@ -27,9 +27,8 @@ def build(options_class: type[OptionsT], options: Mapping[str, object]) -> tuple
     """
     shared = from_mapping(options_class, _pick(options, options_class), what="sampler")
     get_schedule(shared.schedule)
-    rule_class = registry.load("commit rule", shared.commit)
-    cache_class = registry.load("cache policy", shared.cache)
-    known = {name for part in (options_class, rule_class, cache_class) for name in _names(part)}
+    rule_class, cache_class = _classes(options_class, options)
+    known = option_names(options_class, options)
     for name in options:
         if name not in known:
             raise OptionError(f"unknown sampler option {name!r}.{did_you_mean(name, known)} {_allowed(known)}")
@@ -49,6 +48,18 @@ def with_fitting_cache(
     if "cache" in options or adapter.supports_kv_cache or not own.needs_kv_cache:
         return options
     return {**options, "cache": "none"}
+
+
+def option_names(options_class: type[MaskedOptions], options: Mapping[str, object]) -> set[str]:
+    """The options that a sampler has with the commit rule and the cache policy that `options` choose."""
+    return {name for part in (options_class, *_classes(options_class, options)) for name in _names(part)}
+
+
+def _classes(
+    options_class: type[MaskedOptions], options: Mapping[str, object]
+) -> tuple[type[CommitRule], type[CachePolicy]]:
+    rule, cache = (str(options.get(name, getattr(options_class, name))) for name in ("commit", "cache"))
+    return registry.load("commit rule", rule), registry.load("cache policy", cache)
 
 
 _LACKS = {

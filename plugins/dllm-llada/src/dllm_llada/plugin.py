@@ -31,6 +31,7 @@ def dllm_model_adapters() -> Iterable[ModelAdapterSpec]:
                     "turtle|[MASK:6]",
                 ),
                 max_new_tokens=32,  # what it was trained to fill; its answers are at most 19 tokens
+                exercises="dllm_llada.tiny.evaluate:prompts_with_answers",
             ),
         ),
     )

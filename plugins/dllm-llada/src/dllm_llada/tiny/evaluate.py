@@ -64,6 +64,20 @@ def held_out_exercises(skill: str, count: int, seed: int) -> list[Exercise]:
     raise OptionError(f"{skill} has few more than {len(found)} different held-out exercises, not {count}; lower count")
 
 
+def prompts_with_answers(count: int, seed: int = 0) -> list[dict[str, str]]:
+    """`count` held-out exercises of the claimed skills, as lines of a prompts file, for ``dllm bench``."""
+    share = -(-count // len(CLAIMED))
+    by_skill = [held_out_exercises(skill, share, seed) for skill in CLAIMED]
+    chosen = [exercise for one_of_each in zip(*by_skill, strict=True) for exercise in one_of_each][:count]
+    return sorted((_as_line(exercise) for exercise in chosen), key=lambda line: "infill" in line)
+
+
+def _as_line(exercise: Exercise) -> dict[str, str]:
+    if isinstance(exercise, Line):
+        return {"infill": exercise.with_holes("[MASK]"), "answer": exercise.text, "skill": exercise.skill}
+    return {"prompt": exercise.request, "answer": exercise.answer, "skill": exercise.skill}
+
+
 def answers(sampler: Sampler, batch: Sequence[Exercise]) -> list[str]:
     """What the model makes of exercises of one kind: the answers of turns, or the completed lines."""
     denoiser = sampler.denoiser
