@@ -111,3 +111,9 @@ def test_idle_steps_are_left_out() -> None:
 def test_options_that_exclude_each_other() -> None:
     with pytest.raises(OptionError, match="t_off must be below t_on"):
         sampler(remask="loop", t_on=0.1, t_off=0.2)
+
+
+@pytest.mark.parametrize("options", [{"time_epsilon": 0.1}, {"quota": "floor"}])
+def test_another_grid_of_times_is_refused(options: dict) -> None:
+    with pytest.raises(OptionError, match="its own grid of times"):
+        sampler(**options)

@@ -92,6 +92,8 @@ class ReMDMSampler(Sampler):
         super().__init__(denoiser, **options)
         if not self.rule.follows_quota:
             raise OptionError(f"commit={self.options.commit!r} sets its own pace, ReMDM plans it; use commit='quota'")
+        if self.options.time_epsilon or self.options.quota == "floor":
+            raise OptionError("ReMDM plans on its own grid of times; leave time_epsilon and quota='floor' out")
 
     def open_block(self, state: SamplerState) -> Block | None:
         """The next block, planned row by row."""
