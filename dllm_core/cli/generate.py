@@ -20,7 +20,7 @@ from dllm_core.models import load
 from dllm_core.models.loading import read_config, resolve_path
 from dllm_core.samplers import sampler as make_sampler
 from dllm_core.samplers.output import cut_at_end
-from dllm_core.samplers.parts import build
+from dllm_core.samplers.parts import build, with_preset
 from dllm_core.samplers.prompts import encode, encode_canvases
 
 if TYPE_CHECKING:
@@ -60,8 +60,9 @@ class Generation:
             OptionError: an option is unknown or out of range.
             ModelLoadError: there is no such model, or it cannot be loaded.
         """
-        spec = registry.find("sampler", sampler_name).spec
-        build(registry.load("sampler", sampler_name).options_class, spec.defaults | dict(options))
+        defaults = registry.find("sampler", sampler_name).spec.defaults
+        options_class = registry.load("sampler", sampler_name).options_class
+        build(options_class, with_preset(options_class, defaults, options))
         denoiser = load(model, device=device, dtype=dtype)
         return cls(model, sampler_name, make_sampler(sampler_name, denoiser, **options))
 

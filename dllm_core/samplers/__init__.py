@@ -77,9 +77,10 @@ def sampler(name: str, denoiser: Denoiser, **options: object) -> Sampler:
         OptionError: an option is unknown, out of range, or does not fit the model.
     """
     from dllm_core import registry
+    from dllm_core.samplers.parts import with_preset
 
-    spec = registry.find("sampler", name).spec
-    return registry.load("sampler", name)(denoiser, **(spec.defaults | options))
+    target, defaults = registry.load("sampler", name), registry.find("sampler", name).spec.defaults
+    return target(denoiser, **with_preset(target.options_class, defaults, options))
 
 
 def get_sampler(

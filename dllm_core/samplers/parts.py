@@ -42,12 +42,21 @@ def with_fitting_cache(
 ) -> Mapping[str, object]:
     """The options, with ``cache="none"`` where none is chosen and the sampler's own needs keys that the family lacks.
 
-    A sampler's own policy is exact, so the text is the same and takes longer; one that is chosen is never exchanged.
+    A sampler's own policy saves time; without it the text is the same, or nearer to the model's where the policy
+    approximates. One that is chosen is never exchanged.
     """
     own = registry.load("cache policy", options_class.cache)
     if "cache" in options or adapter.supports_kv_cache or not own.needs_kv_cache:
         return options
     return {**options, "cache": "none"}
+
+
+def with_preset(
+    options_class: type[MaskedOptions], defaults: Mapping[str, object], options: Mapping[str, object]
+) -> dict[str, object]:
+    """The options over a preset's own; what belongs to a rule or policy that they exchange is left out."""
+    known = option_names(options_class, {**defaults, **options})
+    return {name: value for name, value in defaults.items() if name in known} | dict(options)
 
 
 def option_names(options_class: type[MaskedOptions], options: Mapping[str, object]) -> set[str]:

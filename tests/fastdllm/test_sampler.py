@@ -121,3 +121,11 @@ def test_fewer_positions_are_computed_from_preset_to_preset():
         counts[name] = stats.positions_processed
     assert sorted(counts.values(), reverse=True) == list(counts.values())
     assert torch.tensor(list(counts.values())).unique().numel() == 4
+
+
+def test_a_preset_takes_another_rule_or_cache():
+    sampler = dllm.sampler("fastdllm/dual", model(), commit="frechet", delta=0.3, cache="delayed", delay=1)
+    assert (type(sampler.rule).__name__, type(sampler.cache).__name__) == ("Frechet", "Delayed")
+    assert sampler.options.suffix_window is None  # the rest of the preset stands
+    with pytest.raises(OptionError, match="unknown sampler option 'threshold'"):
+        dllm.sampler("fastdllm/dual", model(), commit="frechet", threshold=0.9)
