@@ -18,6 +18,7 @@ from dllm_core.plugins import debugging, one_line
 COMMANDS = {
     "run": ("dllm_core.cli.run:command", "Generate text; alone, show a bundled model at work."),
     "train": ("dllm_core.cli.train:command", "Train a model from a recipe."),
+    "eval": ("dllm_core.cli.eval:command", "Score a model on tasks, or on the table of a paper."),
     "data": ("dllm_core.cli.data:command", "Prepare data sets, and look at what is learned of them."),
     "recipes": ("dllm_core.cli.recipes:command", "List the recipes that train knows by name."),
     "convert": ("dllm_core.cli.convert:command", "Turn an autoregressive model into a diffusion model."),

@@ -10,6 +10,7 @@ from dllm_llada.conformance import (  # noqa: F401 collected here
     TestLLaDA21,
     TestPlugin,
     TestThresholdOrQuota,
+    TestTinyTasks,
 )
 
 from tests.conformance.mutants.adapter import TEXTS, trained

@@ -187,7 +187,9 @@ def test_a_plugin_imports_only_what_it_declares(folder: Path) -> None:
 
 
 def declared_modules(folder: Path) -> set[str]:
-    """The modules of the distributions that a pyproject requires."""
+    """The modules of the distributions that a pyproject requires, of a plugin those of its extras too."""
     project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    names = [re.match(r"[\w.-]+", requirement)[0].lower() for requirement in project["dependencies"]]
+    extras = () if folder == ROOT else project.get("optional-dependencies", {}).values()
+    requirements = [*project["dependencies"], *(each for extra in extras for each in extra)]
+    names = [re.match(r"[\w.-]+", requirement)[0].lower() for requirement in requirements]
     return {MODULES.get(name, name.replace("-", "_")) for name in names}

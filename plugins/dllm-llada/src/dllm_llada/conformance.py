@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from dllm_core.conformance import AdapterTests, CommitRuleTests, PluginTests, SamplerTests
+from dllm_core.conformance import AdapterTests, CommitRuleTests, EvalTaskTests, PluginTests, SamplerTests
 from dllm_core.conformance.commit_rule import Equivalence
 from dllm_llada.configuration import LLaDAConfig
 from dllm_llada.llada2 import LLaDA2MoeConfig
@@ -123,3 +123,7 @@ class TestThresholdOrQuota(CommitRuleTests):
     component = "llada/threshold_or_quota"
     bad_options: ClassVar[dict] = {"threshold": [-0.1, 1.5]}
     equivalent_to: ClassVar[tuple] = (Equivalence(options={"threshold": 1.0}, other="core/quota", quota=2),)
+
+
+class TestTinyTasks(EvalTaskTests):
+    component = "llada/llada_tiny"

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from dllm_core.hookspecs import BundledCheckpoint, CommitRuleSpec, ModelAdapterSpec, SamplerSpec, hookimpl
+from dllm_core.hookspecs import (
+    BundledCheckpoint,
+    CommitRuleSpec,
+    EvalPresetSpec,
+    EvalTaskSpec,
+    ModelAdapterSpec,
+    SamplerSpec,
+    hookimpl,
+)
 
 
 @hookimpl
@@ -72,4 +80,38 @@ def dllm_samplers() -> Iterable[SamplerSpec | CommitRuleSpec]:
         summary="Everything above a threshold, or the quota's number of the surest where that is more",
         source="LLaDA 2.0, arXiv 2512.15745; inclusionAI/LLaDA2.0-mini, generate",
         target="dllm_llada.threshold:ThresholdOrQuota",
+    )
+
+
+@hookimpl
+def dllm_eval_tasks() -> Iterable[EvalTaskSpec | EvalPresetSpec]:
+    yield EvalTaskSpec(
+        name="llada_tiny",
+        summary="Held-out exercises of llada-tiny, right to the last character: seven tasks, one a skill",
+        source="original",
+        target="dllm_llada:tasks/tiny",
+    )
+    yield EvalPresetSpec(
+        name="llada-tiny",
+        summary="llada-tiny on held-out exercises, in the three decoding orders of its README",
+        source="original",
+        target="dllm_llada:presets/llada-tiny.yaml",
+    )
+    yield EvalPresetSpec(
+        name="llada-8b-instruct",
+        summary="LLaDA-8B-Instruct as the dllm report evaluates it, beside the official scores",
+        source="LLaDA, arXiv 2502.09992, table 2; ZHZisZZ/dllm, examples/llada/eval.sh",
+        target="dllm_llada:presets/llada-8b-instruct.yaml",
+    )
+    yield EvalPresetSpec(
+        name="llada-8b-base",
+        summary="LLaDA-8B-Base as the dllm report evaluates it, beside the official scores",
+        source="LLaDA, arXiv 2502.09992, table 1; ZHZisZZ/dllm, examples/llada/eval.sh",
+        target="dllm_llada:presets/llada-8b-base.yaml",
+    )
+    yield EvalPresetSpec(
+        name="llada-8b-base-official",
+        summary="LLaDA-8B-Base as the official code evaluates it: 128 copies, long canvases",
+        source="LLaDA, arXiv 2502.09992, table 1; ML-GSAI/LLaDA, eval_llada.py",
+        target="dllm_llada:presets/llada-8b-base-official.yaml",
     )

@@ -1,0 +1,121 @@
+"""Finding and loading lm-eval's tasks and those of plugins, from local files where a folder of data is given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+import datasets
+from datasets.exceptions import DatasetsError
+from lm_eval.tasks import TaskManager
+
+from dllm_core import registry
+from dllm_core.errors import DataError, UnknownComponentError, did_you_mean
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import Task
+
+FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+LOCAL = (*dict.fromkeys(FORMATS.values()), "text", "arrow")
+
+
+def find_tasks(names: Sequence[str], include: Sequence[Path] = ()) -> TaskManager:
+    """lm-eval's index, with what plugins offer; lm-eval's own 14,000 entries only where a name is not a plugin's.
+
+    Args:
+        include: folders of further tasks.
+
+    Raises:
+        UnknownComponentError: no such task, group or tag.
+    """
+    folders = [registry.resource_path(entry.spec.target) for entry in registry.components("eval task")]
+    paths = [str(path if path.is_dir() else path.parent) for path in [*folders, *include]]
+    manager = TaskManager(include_path=paths, include_defaults=False)
+    if all(name in manager.task_index for name in names):
+        return manager
+    manager = TaskManager(include_path=paths)
+    for name in names:
+        if name not in manager.task_index:
+            near = did_you_mean(name, manager.task_index)
+            raise UnknownComponentError(
+                f"unknown task {name!r}.{near} 'lm-eval ls tasks' lists lm-eval's, 'dllm plugins' those of plugins"
+            )
+    return manager
+
+
+def load_tasks(manager: TaskManager, name: str, data_dir: Path | None = None) -> dict[str, Task]:
+    """The tasks that a name stands for, with their documents.
+
+    Raises:
+        DataError: the data are neither on this machine nor to be had.
+    """
+    with local_data(name, data_dir):
+        return manager.load([name])["tasks"]
+
+
+@contextmanager
+def local_data(task: str, data_dir: Path | None) -> Iterator[None]:
+    """Data sets come from `data_dir` where it has them, inside the ``with`` block; what is missing is named.
+
+    A data set ``owner/name`` with the configuration ``part`` is looked for in ``name/part/``, ``owner/name/part/``,
+    ``name/`` and ``owner/name/`` of the folder, one file a split: ``test.jsonl``, ``train.csv`` ...
+
+    Args:
+        task: for messages.
+
+    Raises:
+        DataError: a data set that cannot be loaded.
+    """
+    original = datasets.load_dataset
+
+    def load_dataset(path: str, name: str | None = None, **options: Any) -> object:
+        found = {} if data_dir is None or path in LOCAL else local_files(data_dir, path, name)
+        if found:
+            kind = FORMATS[_suffix(next(iter(found.values())))]
+            files = {split: str(file) for split, file in found.items()}
+            return original(kind, data_files=files)
+        try:
+            return original(path, name, **options)
+        except (OSError, ValueError, DatasetsError) as error:  # no network, no such data set, no such file
+            raise DataError(missing(task, path, name, data_dir, options)) from error
+
+    with mock.patch.object(datasets, "load_dataset", load_dataset):
+        yield
+
+
+def local_files(data_dir: Path, path: str, part: str | None) -> dict[str, Path]:
+    """The files of a data set by split, from the first folder that has any; empty where none has."""
+    short = path.rsplit("/", 1)[-1]
+    folders = [f"{name}/{part}" for name in (short, path) if part] + [short, path]
+    for folder in dict.fromkeys(folders):
+        files = sorted(file for file in (data_dir / folder).glob("*") if _suffix(file) in FORMATS)
+        if files:
+            return {file.name.partition(".")[0]: file for file in files}
+    return {}
+
+
+def missing(task: str, path: str, part: str | None, data_dir: Path | None, options: Mapping[str, object]) -> str:
+    """What to say of data that cannot be loaded."""
+    if path in LOCAL:
+        return f"task {task!r} reads {options.get('data_files', path)}, which cannot be read; put the files there"
+    short = path.rsplit("/", 1)[-1]
+    where = "DIR" if data_dir is None else str(data_dir)
+    which = f"{path!r} ({part})" if part else repr(path)
+    place = "/".join(each for each in (where, short, part) if each)
+    return (
+        f"task {task!r} needs the data set {which}, which is not on this machine and cannot be downloaded; run once "
+        f"with a network, or put its splits at {place}/test.jsonl (train, validation ...) and give --data-dir {where}"
+    )
+
+
+def wants_chat(task: Task) -> bool:
+    """Whether a task says that its prompts are turns of a chat (``metadata: {chat: true}``)."""
+    return bool((task.config.metadata or {}).get("chat", False))
+
+
+def _suffix(file: Path) -> str:
+    """``.jsonl`` of ``test.jsonl`` and of ``test.jsonl.gz``."""
+    return next((each for each in file.suffixes if each != ".gz"), "")
