@@ -265,7 +265,8 @@ def show(report: dict[str, object], benchmark: Benchmark, arguments: BenchArgume
 
     from dllm_core.cli.bench_table import table
 
-    aside = Console(stderr=True, highlight=False, soft_wrap=True)
+    # Where programs read, every message is one line.
+    aside = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
     if arguments.as_json:
         print(json.dumps(report, indent=2, ensure_ascii=not sys.stdout.encoding.lower().startswith("utf")))
     else:

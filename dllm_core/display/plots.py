@@ -131,7 +131,7 @@ def pareto(points: Sequence[Point], names: Names) -> Figure:
         axes = figure.subplots()
         edge = front(points)
         axes.plot([p.x for p in edge], [p.y for p in edge], color=FAINT, linestyle=":", zorder=1, label="_front")
-        marks = [_mark(axes, point, series.index(point.series)) for point in points]
+        marks = [_mark(axes, point, series.index(point.series), names.most) for point in points]
         _dress(axes, points, names)
         labels = [f"{number}  {point.label}" for number, point in enumerate(points, start=1)]
         figure.legend(marks, labels, loc="outside right upper", frameon=False, handletextpad=0.4)
@@ -139,11 +139,13 @@ def pareto(points: Sequence[Point], names: Names) -> Figure:
     return figure
 
 
-def _mark(axes: Axes, point: Point, number: int) -> object:
+def _mark(axes: Axes, point: Point, number: int, most: float | None) -> object:
     """Draw one point; returns what stands for it in the legend."""
     colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
     if point.y_error:
-        axes.errorbar(point.x, point.y, yerr=point.y_error, color=colour, elinewidth=1, capsize=2, alpha=0.6, zorder=2)
+        above = point.y_error if most is None else min(point.y_error, most - point.y)
+        yerr = [[point.y_error], [above]]
+        axes.errorbar(point.x, point.y, yerr=yerr, color=colour, elinewidth=1, capsize=2, alpha=0.6, zorder=2)
     return axes.scatter(
         point.x, point.y, s=64, color=colour, marker=marker, edgecolors="white", linewidths=0.8, zorder=3
     )
@@ -160,6 +162,7 @@ def _dress(axes: Axes, points: Sequence[Point], names: Names) -> None:
     if names.most is not None:
         lowest = min(point.y - point.y_error for point in points)
         axes.set_ylim(min(lowest - 0.1 * (names.most - lowest), 0.9 * names.most), 1.02 * names.most)
+        axes.set_yticks([tick for tick in axes.get_yticks() if tick <= names.most])
     if min(values) > 0 and max(values) > WIDEST_RATIO * min(values):
         from matplotlib.ticker import LogLocator, NullFormatter
 

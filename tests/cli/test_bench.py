@@ -122,6 +122,14 @@ def test_prompts_of_a_file_without_answers(bench, tmp_path: Path) -> None:
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_what_is_left_out_is_said_in_a_line_of_its_own(bench) -> None:
+    code, stdout, stderr = bench(*QUICK, "--sampler", "bd3lm", "--vary", "cache=none,dual", "--json")
+    assert code == 0
+    assert [each["label"] for each in json.loads(stdout)["left_out"]] == ["cache=dual"]
+    (line,) = stderr.splitlines()
+    assert line.startswith("left out cache=dual: ")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
