@@ -64,7 +64,7 @@ class Layout:
             (R, 1, Q, K) bool.
         """
         columns = torch.arange(keys, device=queries.device)
-        allowed = self._there(columns)[:, None]  # (R, 1, K)
+        allowed = self.there(columns)[:, None]  # (R, 1, K)
         if self.attention == BLOCK_CAUSAL:
             # A position looks at all that stands before the end of its own block.
             block = (queries - self.origins[:, None]).div(self.block_size, rounding_mode="floor")
@@ -72,7 +72,7 @@ class Layout:
             allowed = allowed & (columns < stop[..., None])  # (R, Q, K)
         return allowed.expand(-1, queries.shape[1], -1)[:, None]
 
-    def _there(self, columns: torch.Tensor) -> torch.Tensor:
+    def there(self, columns: torch.Tensor) -> torch.Tensor:
         """Which of the columns (K,) a row has, outside those that its window hides. -> (R, K) bool"""
         ends = self.ends[:, None]
         if not self.hides:

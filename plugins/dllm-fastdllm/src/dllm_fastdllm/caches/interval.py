@@ -14,8 +14,8 @@ import torch
 from dllm_core.config import at_least, within
 from dllm_core.models.denoiser import Denoiser
 from dllm_core.samplers.cache import CacheRun
-from dllm_core.samplers.view import Answer, Layout, View, in_the_models_form
-from dllm_fastdllm.caches.window import Place, Plan, WindowPolicy, WindowRun
+from dllm_core.samplers.view import Answer, Layout, View
+from dllm_fastdllm.caches.window import Place, Plan, WindowPolicy, WindowRun, keys_there
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,9 +105,7 @@ class IntervalRun(WindowRun):
         there = torch.arange(max(counts), device=device) < count
         positions = torch.cat([plan.positions, moving], 1)  # (R, Q)
         slots = torch.cat([plan.slots, moving.where(there, self.cache.nowhere)], 1)
-        pattern = plan.pattern
-        if pattern is not None:
-            pattern = in_the_models_form(layout.pattern(positions, max(layout.lengths)), self.denoiser)
+        pattern = keys_there(layout, positions.shape[1], self.denoiser)
         return replace(plan, positions=positions, slots=slots, pattern=pattern)
 
     def _moving(self, place: Place, reach: int, masks: int) -> int:

@@ -20,10 +20,11 @@ import torch
 from torch.nn.attention.flex_attention import BlockMask
 
 from dllm_core.config import at_least
+from dllm_core.models.attention import attention_from
 from dllm_core.models.cache import BlockCache
 from dllm_core.models.denoiser import Denoiser
 from dllm_core.samplers.cache import CachePolicy, CacheRun, check_memory
-from dllm_core.samplers.view import FULL, Answer, Layout, View, in_the_models_form
+from dllm_core.samplers.view import FULL, Answer, Layout, View
 
 
 class Place(NamedTuple):
@@ -112,17 +113,37 @@ class Plan:
 
     @staticmethod
     def of(layout: Layout, windows: Sequence[tuple[int, int]], nowhere: int, denoiser: Denoiser) -> Plan:
-        device, width = layout.ends.device, max(layout.lengths)
+        device = layout.ends.device
         spans = [_span(*each) for each in zip(windows, layout.reaches, layout.lengths, strict=True)]
         begins, ends, counts, lasts = zip(*spans, strict=True)
         told = torch.tensor([begins, ends, counts, lasts, layout.starts, layout.stops], device=device)  # (6, R)
         begin, end, count, last, start, stop = told[..., None]  # (R, 1) each
         columns = torch.arange(max(counts), device=device)  # (Q,)
         positions = torch.where(begin + columns < end, begin + columns, last)  # (R, Q)
-        even = len(set(layout.lengths)) == 1 and not layout.hides
-        pattern = None if even else in_the_models_form(layout.pattern(positions, width), denoiser)
+        pattern = keys_there(layout, positions.shape[1], denoiser)
         carries = any(a < b for a, b in zip(begins, layout.starts, strict=True))
         return Plan(begin, start, stop, positions, positions.where(columns < count, nowhere), pattern, carries)
+
+
+def keys_there(layout: Layout, queries: int, denoiser: Denoiser) -> torch.Tensor | BlockMask | None:
+    """Everyone may look at every key that a row has, in the form that the model takes; None where all rows have all.
+
+    Args:
+        layout: where the rows stand.
+        queries: Q.
+    """
+    if len(set(layout.lengths)) == 1 and not layout.hides:
+        return None
+    device, width = layout.ends.device, max(layout.lengths)
+    there = layout.there(torch.arange(width, device=device))  # (R, K)
+
+    def allowed(row: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        return there[row, key]
+
+    implementation = denoiser.attention_implementation
+    return attention_from(
+        allowed, rows=len(there), queries=queries, keys=width, implementation=implementation, device=device
+    )
 
 
 def _span(window: tuple[int, int], reach: int, length: int) -> tuple[int, int, int, int]:
