@@ -118,7 +118,7 @@ def evaluate(arguments: EvalArguments) -> None:
     if arguments.dry_run:
         dry_run(arguments, model, preset, plans)
         return
-    from dllm_core.evaluation.processes import rank_and_size
+    from dllm_core.evaluation.processes import leave, rank_and_size
     from dllm_core.evaluation.report import show
 
     lm = load_model(arguments, model, preset)
@@ -131,6 +131,7 @@ def evaluate(arguments: EvalArguments) -> None:
             click.echo(json.dumps(report, indent=2))
         else:
             show(results, tolerance=preset.tolerance if preset else None)
+    leave()
 
 
 def first_checkpoint() -> str:
@@ -203,7 +204,7 @@ def load_model(arguments: EvalArguments, model: str, preset: Preset | None) -> D
     from dllm_core.evaluation.bridge import DiffusionLM
     from dllm_core.evaluation.journal import Journal
     from dllm_core.evaluation.plan import check_family
-    from dllm_core.evaluation.processes import rank_and_size
+    from dllm_core.evaluation.processes import gathered, own_device, rank_and_size
     from dllm_core.models.loading import load, read_config, resolve_path
 
     quieten(bars=False)
@@ -211,14 +212,16 @@ def load_model(arguments: EvalArguments, model: str, preset: Preset | None) -> D
         served = registry.adapter_for_model_type(str(read_config(resolve_path(model), None).get("model_type")))
         check_family(preset, served.name if served else "unknown")
     with working(f"Loading {model}"):
-        denoiser = load(model, device=arguments.device, dtype=arguments.dtype)
+        denoiser = load(model, device=own_device(arguments.device), dtype=arguments.dtype)
     folder = None if arguments.output is None else arguments.output / "requests"
+    journal = Journal(folder, rank_and_size()[0])
+    gathered([])  # nobody writes before all have read, or they would deal out different work
     return DiffusionLM(
         denoiser=denoiser,
         batch_size=batch_size(arguments, preset),
         seed=arguments.seed,
         add_bos=arguments.add_bos,
-        journal=Journal(folder, rank_and_size()[0]),
+        journal=journal,
     )
 
 

@@ -10,17 +10,23 @@ import os
 from collections.abc import Sequence
 from typing import TypeVar
 
+import torch
+import torch.distributed as dist
+
 T = TypeVar("T")
 
 
 def rank_and_size() -> tuple[int, int]:
-    """Number of this process and number of processes; starts the process group where there are several."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return 0, 1
-    from accelerate import PartialState
+    """Number of this process and number of processes, as the launcher tells them."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    return (int(os.environ["RANK"]), size) if size > 1 else (0, 1)
 
-    state = PartialState()
-    return state.process_index, state.num_processes
+
+def own_device(device: str) -> str:
+    """The accelerator of this process, where ``auto`` leaves it open and every process has one of its own."""
+    if device != "auto" or rank_and_size()[1] == 1 or not torch.cuda.is_available():
+        return device
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
 
 
 def own_share(work: Sequence[T]) -> list[T]:
@@ -31,8 +37,18 @@ def own_share(work: Sequence[T]) -> list[T]:
 
 def gathered(own: list[T]) -> list[T]:
     """Every process's list, one behind the other; waits for all of them."""
-    if rank_and_size()[1] == 1:
+    size = rank_and_size()[1]
+    if size == 1:
         return own
-    from accelerate.utils import gather_object
+    if not dist.is_initialized():
+        dist.init_process_group("gloo")  # answers are small and on the host; no accelerator is needed to pass them on
+    lists: list[list[T]] = [[] for _ in range(size)]
+    dist.all_gather_object(lists, own)
+    return [each for part in lists for each in part]
 
-    return gather_object(own)
+
+def leave() -> None:
+    """End the group of processes, which complains otherwise when the first one goes."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()

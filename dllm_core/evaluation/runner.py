@@ -20,6 +20,7 @@ from lm_eval import simple_evaluate
 from dllm_core.errors import OptionError
 from dllm_core.evaluation.bridge import DiffusionLM
 from dllm_core.evaluation.plan import TaskPlan
+from dllm_core.evaluation.processes import rank_and_size
 from dllm_core.evaluation.tasks import load_tasks, local_data, wants_chat
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ class TaskResult:
 def run(
     lm: DiffusionLM, plans: Sequence[TaskPlan], manager: TaskManager, settings: RunSettings, *, sampler: str
 ) -> Iterator[TaskResult]:
-    """Results, one plan after the other; all tasks are loaded and all settings checked before the first.
+    """Results, on the first process; all tasks are loaded and all settings checked before anything is computed.
 
     Args:
         sampler: for plans that name none.
@@ -136,7 +137,9 @@ def run(
         configure(lm, plan, sampler)
     for plan, tasks in zip(plans, loaded, strict=True):
         configure(lm, plan, sampler)
-        yield evaluate(lm, plan, tasks, manager, settings)
+        result = evaluate(lm, plan, tasks, manager, settings)
+        if result is not None:
+            yield result
 
 
 def configure(lm: DiffusionLM, plan: TaskPlan, sampler: str) -> None:
@@ -146,14 +149,20 @@ def configure(lm: DiffusionLM, plan: TaskPlan, sampler: str) -> None:
 
 def evaluate(
     lm: DiffusionLM, plan: TaskPlan, tasks: Mapping[str, Task], manager: TaskManager, settings: RunSettings
-) -> TaskResult:
-    """One plan; tasks of a group that differ in whether they are chats are asked one by one."""
+) -> TaskResult | None:
+    """One plan; tasks of a group that differ in whether they are chats are asked one by one.
+
+    Returns:
+        None on all processes but the first: they do their share of the batches, the first one scores.
+    """
     lm.asked.clear()
     chats = {name: wants_chat(task) if plan.chat is None else plan.chat for name, task in tasks.items()}
     names = [plan.task] if len(set(chats.values())) == 1 else list(tasks)
     parts = [
         _ask(lm, name, plan, manager, settings, chat=chats.get(name, next(iter(chats.values())))) for name in names
     ]
+    if rank_and_size()[0] != 0:
+        return None
     metrics = {name: _numbers(values) for part in parts for name, values in part["results"].items()}
     samples = {name: rows for part in parts for name, rows in part.get("samples", {}).items()}
     batches, errors = lm.journal.batches(lm.asked), lm.standard_errors(lm.asked)
@@ -188,7 +197,7 @@ def quieten() -> None:
 
 def _ask(
     lm: DiffusionLM, name: str, plan: TaskPlan, manager: TaskManager, settings: RunSettings, *, chat: bool
-) -> Mapping[str, Any]:
+) -> Mapping[str, Any] | None:
     # lm-eval asks git for the commit of the working folder, which complains where that is none; ours is in the report.
     no_commit = mock.patch("lm_eval.evaluator.get_git_commit_hash", return_value=None)
     with local_data(name, settings.data_dir), no_commit:

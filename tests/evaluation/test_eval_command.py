@@ -226,8 +226,8 @@ def test_splits_are_found_where_people_put_them(tmp_path):
 COMMAND = ["eval", "--tasks", "llada_tiny_sudoku,llada_tiny_mirror", "--limit", "24", "--batch-size", "4"]
 
 
-def start(out: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "dllm_core", *COMMAND, "--device", "cpu", "--output", str(out)]
+def start(out: Path, *launcher: str) -> subprocess.Popen:
+    command = [sys.executable, *launcher, "-m", "dllm_core", *COMMAND, "--device", "cpu", "--output", str(out)]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
@@ -252,3 +252,14 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
     assert start(killed).wait() == 0
     assert settled(killed / "results.json") == settled(whole / "results.json")
     assert finished(killed) == 48  # none twice
+
+
+@pytest.mark.slow
+def test_two_processes_give_what_one_gives(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert start(one).wait(timeout=300) == 0
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    assert start(two, *launcher).wait(timeout=300) == 0
+    assert settled(two / "results.json") == settled(one / "results.json")
+    assert len(list(two.glob("requests/*.jsonl"))) == 2
+    assert finished(two) == 48
