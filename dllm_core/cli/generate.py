@@ -25,6 +25,7 @@ from dllm_core.samplers.prompts import encode, encode_canvases
 
 if TYPE_CHECKING:
     from dllm_core.display.live import LiveView
+    from dllm_core.display.recorder import TraceRecorder
     from dllm_core.models.denoiser import Denoiser
     from dllm_core.samplers.base import Sampler
     from dllm_core.samplers.output import SampleOutput
@@ -96,24 +97,47 @@ class Generation:
             except PromptError as error:
                 raise PromptError(_located(str(error), request.where)) from error
 
-    def run(self, batch_size: int, *, live: bool, slowly: bool) -> Iterator[list[Result]]:
+    def recorder(self) -> TraceRecorder:
+        """What records the runs of this generation."""
+        from dllm_core.display.recorder import TraceRecorder
+        from dllm_core.display.run_view import special_ids, token_text
+
+        denoiser = self.denoiser
+        return TraceRecorder(
+            token_text(denoiser),
+            mask_id=denoiser.mask_token_id,
+            special_ids=special_ids(denoiser),
+            end_ids=denoiser.end_token_ids,
+        )
+
+    def run(
+        self, batch_size: int, *, live: bool, slowly: bool, recorder: TraceRecorder | None = None
+    ) -> Iterator[list[Result]]:
         """Generate, batch after batch.
 
         Args:
             batch_size: how many requests at most are generated together.
             live: draw the canvas on the terminal meanwhile.
             slowly: a demonstration: slow enough to watch, one prompt at a time where it is watched.
+            recorder: records every step.
         """
         groups = batches(self.prepared, 1 if live and slowly else batch_size)
         for group in groups:
             state = self._start(group)
+            if recorder is not None:
+                recorder.begin(state, _captions(group), self.denoiser.pad_token_id)
             seconds = DEMO_SECONDS / len(self.prepared) if slowly else 0.0
             with self._view(state, group, seconds) if live else working(self._title(group)) as view:
                 while not state.finished:
                     step = self.sampler.step(state)
                     if live:
                         view.show(step)
-            yield self._results(group, self.sampler.finish(state))
+                    if recorder is not None:
+                        recorder.show(step)
+            output = self.sampler.finish(state)
+            if recorder is not None:
+                recorder.end(output)
+            yield self._results(group, output)
 
     def _encode(self, request: Request, chat: bool, system: str | None) -> list[int]:
         if request.kind == "infill":
@@ -130,11 +154,9 @@ class Generation:
         return self.sampler.start_infill(ids) if group[0].request.kind == "infill" else self.sampler.start(ids)
 
     def _view(self, state: SamplerState, group: Sequence[Prepared], seconds: float) -> LiveView:
-        from dllm_core.display.live import view_of_run
+        from dllm_core.display.run_view import view_of_run
 
-        # A text with blanks is its own caption: all of it is on the canvas.
-        captions = ["" if one.request.kind == "infill" else one.request.caption for one in group]
-        return view_of_run(Console(stderr=True), self.sampler, state, captions, seconds=seconds)
+        return view_of_run(Console(stderr=True), self.sampler, state, _captions(group), seconds=seconds)
 
     def _title(self, group: Sequence[Prepared]) -> str:
         if len(group) == len(self.prepared):
@@ -193,6 +215,11 @@ def batches(prepared: Sequence[Prepared], size: int) -> Iterator[list[Prepared]]
         group.append(one)
     if group:
         yield group
+
+
+def _captions(group: Sequence[Prepared]) -> list[str]:
+    """What stands above each row; a text with blanks is its own caption: all of it is on the canvas."""
+    return ["" if _is_infill(one) else one.request.caption for one in group]
 
 
 def _is_infill(one: Prepared) -> bool:

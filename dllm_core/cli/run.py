@@ -52,6 +52,7 @@ class RunArguments:
     as_json: bool
     live: bool | None
     output: Path | None
+    trace: Path | None
 
     @property
     def is_demo(self) -> bool:
@@ -64,6 +65,7 @@ Examples:
   dllm run "reverse planet" --steps 8
   dllm run --infill "12+[MASK:2]=57"               fill a blank of two tokens
   dllm run --prompts-file prompts.jsonl --json > results.jsonl
+  dllm run "12+30" --trace sum.trace               and then: dllm visualize sum.trace
   git diff | dllm run - --model FOLDER --system "Summarise this change."
 """
 
@@ -91,6 +93,7 @@ Examples:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a prompt: text, counts, options.")
 @click.option("--live/--no-live", default=None, help="Watch the text appear. Default: on a terminal.")
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Instead of stdout.")
+@click.option("--trace", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="For dllm visualize.")
 def command(**given: Any) -> None:
     """Generate text from PROMPT ('-': from standard input) with a diffusion language model.
 
@@ -123,16 +126,21 @@ def run(arguments: RunArguments) -> None:
     if "max_length" not in options:
         options = default_length(model) | options
 
-    from dllm_core.cli.output import open_results
+    from dllm_core.cli.output import open_results, whole_file
+    from dllm_core.display.trace import write_trace
 
-    with open_results(arguments.output, as_json=arguments.as_json) as results:
+    trace_file = nullcontext() if arguments.trace is None else whole_file(arguments.trace, "--trace")
+    with open_results(arguments.output, as_json=arguments.as_json) as results, trace_file as trace:
         generation = load_generation(arguments, model, sampler, options)
         generation.prepare(requests, chat=arguments.chat, system=arguments.system)
         captions = demo is not None or (len(requests) > 1 and sys.stdout.isatty() and arguments.output is None)
         if demo is not None:
             results.introduce(f"{demo.name}: {demo.summary}")
-        for batch in generation.run(arguments.batch_size, live=live, slowly=demo is not None):
+        recorder = None if trace is None else generation.recorder()
+        for batch in generation.run(arguments.batch_size, live=live, slowly=demo is not None, recorder=recorder):
             results.write(batch, about=generation.about, captions=captions)
+        if recorder is not None:
+            write_trace(recorder.trace(generation.about), trace)
         if demo is not None:
             results.suggest_next()
 

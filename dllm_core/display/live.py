@@ -24,16 +24,12 @@ from dllm_core.display.text import (
     shown_as,
     window,
 )
-from dllm_core.samplers.planning import steps_per_block
-from dllm_core.samplers.quota import quota_counts
 
 if TYPE_CHECKING:
     import torch
     from rich.console import Console, ConsoleOptions, RenderResult
 
-    from dllm_core.samplers.base import Sampler
     from dllm_core.samplers.output import Step
-    from dllm_core.samplers.state import SamplerState
 
 FRAMES_PER_SECOND = 20
 LARGEST_OVERHEAD = 0.02  # share of the time that drawing may take
@@ -213,46 +209,3 @@ def _next_age(age: int, is_fresh: bool) -> int:
 
 def _of(total: int | None) -> str:
     return "" if total is None else f"/{total}"
-
-
-def view_of_run(
-    console: Console, sampler: Sampler, state: SamplerState, captions: Sequence[str], *, seconds: float = 0.0
-) -> LiveView:
-    """The view of a run that a sampler just started.
-
-    Args:
-        captions: one a row: its prompt, or empty.
-        seconds: slow the run down by up to so many, so that it can be watched.
-    """
-    denoiser, canvas = sampler.denoiser, state.canvas
-    tokenizer = denoiser.tokenizer
-    spans = zip(captions, canvas.prompt_lengths, canvas.shown, strict=True)
-    return LiveView(
-        console,
-        [Row(caption, start, stop) for caption, start, stop in spans],
-        canvas.cut(state.input_ids, denoiser.pad_token_id),
-        TokenText(lambda ids: tokenizer.decode(ids, clean_up_tokenization_spaces=False)),
-        mask_id=denoiser.mask_token_id,
-        special_ids={*denoiser.end_token_ids, *tokenizer.all_special_ids} - {denoiser.mask_token_id},
-        steps=steps_ahead(sampler, state),
-        blocks=max(canvas.blocks(row) for row in range(len(canvas.rows))),
-        # Many runs end with their first block, so the time is measured out for that one.
-        pause=seconds / len(state.block.open_counts) if state.block else 0.0,
-        pauses=seconds,
-    )
-
-
-def steps_ahead(sampler: Sampler, state: SamplerState) -> int | None:
-    """How many steps a run takes unless its rows end early; None where it is decided on the way."""
-    options, canvas = sampler.options, state.canvas
-    if not sampler.rule.follows_quota or options.stochastic_quota:
-        return None
-
-    def steps(row: int, block: int) -> int:
-        budget = steps_per_block(options, canvas, row)
-        masks = canvas.masks(row, block)
-        return len(quota_counts(masks, budget, options.quota, options.schedule, options.time_epsilon))
-
-    rows = range(len(canvas.rows))
-    last = max(canvas.blocks(row) for row in rows)
-    return sum(max(steps(row, block) for row in rows if block < canvas.blocks(row)) for block in range(last))

@@ -139,6 +139,10 @@ class TokenText:
         together = self._text(before + group)
         return together[len(context) :] if together.startswith(context) else self._text(group)
 
+    def alone(self, token: int) -> str:
+        """The text of one token without its neighbours; of a part of a character, a replacement mark."""
+        return self._text((token,))
+
     def _text(self, ids: tuple[int, ...]) -> str:
         if ids not in self._known:
             self._known[ids] = self._decode(list(ids))
@@ -165,7 +169,7 @@ def canvas_text(
         special_ids: those that the finished text leaves out, above all the end of sequence; shown as a dim dot.
     """
     text = Text()
-    for start, stop in _runs(ids, mask_id, special_ids):
+    for start, stop in runs(ids, mask_id, special_ids):
         if ids[start] == mask_id:
             text.append(glyphs.mask * (stop - start), MASK_STYLE)
         elif ids[start] in special_ids:
@@ -179,7 +183,7 @@ def canvas_text(
     return text
 
 
-def _runs(ids: Sequence[int], mask_id: int, special_ids: Collection[int]) -> Iterator[tuple[int, int]]:
+def runs(ids: Sequence[int], mask_id: int, special_ids: Collection[int]) -> Iterator[tuple[int, int]]:
     """The stretches of masked, of special and of ordinary positions, as (start, stop)."""
 
     def kind(token: int) -> int:

@@ -64,7 +64,7 @@ def test_help_lists_every_command_with_its_purpose(option: str) -> None:
     done = dllm(option)
     assert (done.returncode, done.stderr) == (0, "")
     for name, (_, purpose) in COMMANDS.items():
-        assert f"  {name:<8} {purpose}\n" in done.stdout
+        assert f"  {name:<{max(map(len, COMMANDS))}}  {purpose}\n" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
 
 

@@ -1,0 +1,159 @@
+"""`dllm visualize`: replay a trace of `dllm run --trace`, or export it as a page or a picture. No torch here."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import click
+import numpy as np
+from rich.console import Console
+
+from dllm_core.config import at_least
+from dllm_core.display.page import change_data, page
+from dllm_core.display.trace import Trace, read_trace
+from dllm_core.errors import OptionError
+
+if TYPE_CHECKING:
+    from dllm_core.display.live import LiveView
+
+
+class Shown(NamedTuple):
+    """A step as the live view reads it; arrays of NumPy serve as well as tensors."""
+
+    index: int
+    block: int
+    input_ids: np.ndarray  # (1, L)
+    committed: np.ndarray  # (1, L) bool
+
+
+SECONDS = 6.0  # that a replay takes
+EPILOG = """\b
+Examples:
+  dllm run "reverse planet" --trace planet.trace
+  dllm visualize planet.trace                      replay it here
+  dllm visualize planet.trace --html planet.html --svg planet.svg
+"""
+
+
+@click.command(
+    "visualize", epilog=EPILOG, short_help="Replay a trace.", context_settings={"help_option_names": ["-h", "--help"]}
+)
+@click.argument("trace", type=click.Path(path_type=Path))
+@click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="One page that needs nothing beside it.")
+@click.option("--gif", type=click.Path(path_type=Path), metavar="FILE", help="The replay as a moving picture (Pillow).")
+@click.option("--svg", type=click.Path(path_type=Path), metavar="FILE", help="The decoding order as a picture.")
+@click.option("--png", type=click.Path(path_type=Path), metavar="FILE", help="The same as PNG (Pillow).")
+@click.option("--row", type=int, default=1, show_default=True, help="Which answer of the trace; --html has all.")
+@click.option("--seconds", type=float, default=SECONDS, show_default=True, help="How long the replay takes.")
+@click.option("--json", "as_json", is_flag=True, help="The trace as JSON: one object, every change of every row.")
+def command(
+    trace: Path,
+    html: Path | None,
+    gif: Path | None,
+    svg: Path | None,
+    png: Path | None,
+    row: int,
+    seconds: float,
+    as_json: bool,
+) -> None:
+    """Replay TRACE, a file that 'dllm run --trace TRACE' wrote, or export it."""
+    at_least("--row", row, 1)
+    at_least("--seconds", seconds, 0)
+    found = read_trace(trace)
+    if row > len(found.rows):
+        raise OptionError(f"--row {row}: the trace holds {len(found.rows)} answers; give 1 to {len(found.rows)}")
+    exports = [("--html", html, _html), ("--gif", gif, _gif), ("--svg", svg, _svg), ("--png", png, _png)]
+    for flag, path, export in exports:
+        if path is not None:
+            _write(flag, path, export, found, row - 1)
+    if as_json:
+        print(json.dumps(as_data(found), allow_nan=False, default=str))
+    elif not any(path for _, path, _ in exports):
+        replay(found, row - 1, seconds)
+
+
+def _write(flag: str, path: Path, export: Callable[[Trace, Path, int], None], trace: Trace, row: int) -> None:
+    try:
+        export(trace, path, row)
+    except OSError as error:
+        reason = error.strerror or error
+        raise OptionError(f"{flag} {path} cannot be written: {reason}; give a file in a folder") from error
+    print(f"wrote {path}", file=sys.stderr)
+
+
+def _html(trace: Trace, path: Path, row: int) -> None:
+    path.write_text(page(trace), encoding="utf-8")
+
+
+def _gif(trace: Trace, path: Path, row: int) -> None:
+    from dllm_core.display.order import replay_gif
+
+    replay_gif(trace, path, row)
+
+
+def _svg(trace: Trace, path: Path, row: int) -> None:
+    from dllm_core.display.order import order_svg
+
+    path.write_text(order_svg(trace, row), encoding="utf-8")
+
+
+def _png(trace: Trace, path: Path, row: int) -> None:
+    from dllm_core.display.order import order_png
+
+    order_png(trace, path, row)
+
+
+def replay(trace: Trace, number: int, seconds: float) -> None:
+    """Show a row of a trace on the terminal as it was written, and leave its text on stdout."""
+    row, console = trace.rows[number], Console(stderr=True)
+    if console.is_terminal and not console.is_dumb_terminal:
+        frames = list(trace.frames(number))
+        with _view(trace, number, console) as view:
+            before = row.ids
+            for change, ids in frames:
+                view.show(_step(change.step, change.block, before, ids, trace.mask_id))
+                before = ids
+                time.sleep(seconds / len(frames))
+    print(row.text)
+
+
+def _view(trace: Trace, number: int, console: Console) -> LiveView:
+    from dllm_core.display.live import LiveView, Row
+    from dllm_core.display.text import TokenText
+
+    row = trace.rows[number]
+    return LiveView(
+        console,
+        [Row(row.caption, row.start, len(row.ids))],
+        np.array([row.ids]),
+        TokenText(lambda ids: "".join(trace.vocabulary[token] for token in ids)),
+        mask_id=trace.mask_id,
+        special_ids=trace.special_ids,
+        steps=row.steps,
+    )
+
+
+def _step(step: int, block: int, before: list[int], ids: list[int], mask_id: int) -> Shown:
+    fresh = [[new not in (old, mask_id) for old, new in zip(before, ids, strict=True)]]
+    return Shown(step, block, np.array([ids]), np.array(fresh))
+
+
+def as_data(trace: Trace) -> dict[str, object]:
+    """A trace as one object for JSON: what was asked for, and every change of every row."""
+    rows = [
+        {
+            "caption": row.caption,
+            "text": row.text,
+            "steps": row.steps,
+            "start": row.start,
+            "ids": row.ids,
+            "changes": [change_data(change) for change in trace.changes(number)],
+        }
+        for number, row in enumerate(trace.rows)
+    ]
+    return {"about": trace.about, "mask_id": trace.mask_id, "vocabulary": trace.vocabulary, "rows": rows}
