@@ -148,7 +148,14 @@ def run(arguments: RunArguments) -> None:
 def load_generation(
     arguments: RunArguments, model: str, sampler: SamplerChoice, options: dict[str, object]
 ) -> Generation:
-    """Import torch and load the model, with a sign of life."""
+    """Import torch and load the model that a run asks for."""
+    return load_model(model, sampler, options, device=arguments.device, dtype=arguments.dtype)
+
+
+def load_model(
+    model: str, sampler: SamplerChoice, options: dict[str, object], *, device: str, dtype: str
+) -> Generation:
+    """Import torch and load a model and its sampler, with a sign of life."""
     from dllm_core.cli.output import working
 
     is_local = Path(model).is_dir() or registry.find_bundled(model) is not None
@@ -158,7 +165,7 @@ def load_generation(
 
         quieten(bars=is_local or not sys.stderr.isatty())
         name = sampler.full_id if sampler.is_final else family_sampler(model) or sampler.full_id
-        return Generation.load(model, name, options, device=arguments.device, dtype=arguments.dtype)
+        return Generation.load(model, name, options, device=device, dtype=dtype)
 
 
 def sampler_options(arguments: RunArguments) -> dict[str, object]:
@@ -198,17 +205,25 @@ def check_kinds(arguments: RunArguments, kinds: set[str]) -> None:
 
 
 def wants_live(arguments: RunArguments) -> bool:
-    """Whether to draw the live view: on stderr, by default where a person watches and the text is for people.
+    """Whether to draw the live view of a run: by default where a person watches and the text is for people.
+
+    Raises:
+        OptionError: it is asked for where there is no terminal.
+    """
+    is_for_people = not arguments.as_json and (sys.stdout.isatty() or arguments.output is not None)
+    return wants_view(arguments.live, by_default=is_for_people)
+
+
+def wants_view(asked: bool | None, *, by_default: bool) -> bool:
+    """Whether to draw on stderr: what was asked for, else ``by_default`` where stderr can be drawn on.
 
     Raises:
         OptionError: it is asked for where there is no terminal.
     """
     can_draw = sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
-    if arguments.live and not can_draw:
+    if asked and not can_draw:
         raise OptionError("--live draws on the terminal, but standard error is none that can be drawn on; leave it out")
-    if arguments.live is not None:
-        return arguments.live
-    return can_draw and not arguments.as_json and (sys.stdout.isatty() or arguments.output is not None)
+    return can_draw and by_default if asked is None else asked
 
 
 def choose_model(model: str | None, plugin: str | None = None) -> str:
