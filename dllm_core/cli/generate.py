@@ -14,7 +14,7 @@ from rich.console import Console
 
 from dllm_core import registry
 from dllm_core.cli.output import Result, working
-from dllm_core.cli.prompts import Request, expand_blanks
+from dllm_core.cli.prompts import Request, expand_blanks, with_blanks_filled
 from dllm_core.errors import PromptError
 from dllm_core.models import load
 from dllm_core.models.loading import read_config, resolve_path
@@ -171,10 +171,25 @@ class Generation:
         results = []
         for one, text, completion in zip(group, output.texts, completions, strict=True):
             blanks = one.ids.count(mask)
+            text = self._filled(one, completion) if _is_infill(one) else text
             given = len(one.ids) - blanks
             made = blanks or len(cut_at_end(completion, ends))
             results.append(Result(one.request, text, given, made, output.stats, len(group)))
         return results
+
+    def _filled(self, one: Prepared, ids: Sequence[int]) -> str:
+        """The text of a request with its blanks filled by the tokens that now stand there."""
+        from dllm_core.display.run_view import special_ids, token_text
+
+        tokens, hidden, mask = token_text(self.denoiser), special_ids(self.denoiser), self.denoiser.mask_token_id
+        places = (place for place, token in enumerate(one.ids) if token == mask)
+
+        def fill(length: int) -> str:
+            own = [next(places) for _ in range(length)]
+            before = tuple(ids[max(own[0] - 1, 0) : own[0]])
+            return tokens.text_after(before, tuple(ids[place] for place in own if ids[place] not in hidden))
+
+        return with_blanks_filled(one.request.content, self.denoiser.tokenizer.convert_ids_to_tokens(mask), fill)
 
 
 def family_sampler(model: str) -> str | None:

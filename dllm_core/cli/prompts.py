@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -75,6 +75,15 @@ def expand_blanks(text: str, mask_token: str, where: str) -> str:
     if mask_token not in expanded:
         raise PromptError(f"{where} has no blank to fill; mark one with [MASK], or [MASK:5] for five tokens")
     return expanded
+
+
+def with_blanks_filled(text: str, mask_token: str, fill: Callable[[int], str]) -> str:
+    """The text as it was given, byte for byte, with each blank replaced by what ``fill`` gives for its length.
+
+    Decoding the whole canvas would not do: many tokenizers do not give back every blank and mark that they were given.
+    """
+    blank = re.compile(f"{BLANK.pattern}|{re.escape(mask_token)}")
+    return blank.sub(lambda match: fill(int(match[1] or 1)), text)
 
 
 def _read_stdin() -> str:

@@ -127,14 +127,14 @@ class TokenText:
         """The fewest tokens from `start` on that decode to whole characters, and their text."""
         first = None
         for stop in range(start + 1, min(start + LONGEST_GROUP, len(ids)) + 1):
-            text = self._text_after(before, tuple(ids[start:stop]))
+            text = self.text_after(before, tuple(ids[start:stop]))
             first = text if first is None else first
             if not text.endswith(REPLACEMENT):
                 return stop, text
         return start + 1, first or ""
 
-    def _text_after(self, before: tuple[int, ...], group: tuple[int, ...]) -> str:
-        """What a group adds to the text: with the token before it, as a leading space may depend on that."""
+    def text_after(self, before: tuple[int, ...], group: tuple[int, ...]) -> str:
+        """What tokens add to a text: with the one before them, as a leading space may depend on that."""
         context = self._text(before) if before else ""
         together = self._text(before + group)
         return together[len(context) :] if together.startswith(context) else self._text(group)
