@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from lm_eval.api.model import LM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-from tqdm import tqdm
+from rich.console import Console
+from rich.progress import track
 
 from dllm_core import samplers
 from dllm_core.config import at_least, from_mapping, one_of
@@ -232,8 +233,9 @@ class DiffusionLM(LM):
         """The answer to each request, computed where the journal has none."""
         self.asked += [request.key for request in work]
         layout = [[one for one in batch if one.key not in self.journal] for batch in self._batches(work, size)]
-        made = []
-        for batch in tqdm(own_share([batch for batch in layout if batch]), desc=what, unit="batch", disable=None):
+        left = own_share([batch for batch in layout if batch])
+        aside, made = Console(stderr=True), []
+        for batch in track(left, description=what, console=aside, disable=not aside.is_terminal):
             made.append(compute(batch))
             self.journal.write(made[-1])
         for batch in gathered(made):
