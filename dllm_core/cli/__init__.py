@@ -26,6 +26,7 @@ COMMANDS = {
     "convert": ("dllm_core.cli.convert:command", "Turn an autoregressive model into a diffusion model."),
     "merge": ("dllm_core.cli.merge:command", "Merge a LoRA adapter into its base."),
     "bench": ("dllm_core.cli.bench:command", "Compare samplers in speed, cost and quality."),
+    "completion": ("dllm_core.cli.completion:command", "Print the script that completes commands in a shell."),
     "plugins": ("dllm_core.cli.plugins:command", "List what is installed, and explain what did not load."),
 }
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
