@@ -23,7 +23,7 @@ HOOKS = {"dllm_objectives": [], "dllm_model_adapters": [], "dllm_samplers": [], 
 SPECS = {
     "ObjectiveSpec": SPEC,
     "ModelAdapterSpec": (*SPEC, "model_types", "bundled", "converter", "converts"),
-    "BundledCheckpoint": ("name", "summary", "resource", "demo_prompts", "max_new_tokens"),
+    "BundledCheckpoint": ("name", "summary", "resource", "demo_prompts", "max_new_tokens", "exercises"),
     "SamplerSpec": (*SPEC, "defaults", "families"),
     "CommitRuleSpec": SPEC,
     "CachePolicySpec": SPEC,

@@ -14,6 +14,24 @@ from dllm_core.hookspecs import (
     hookimpl,
 )
 
+LLADA_TINY = BundledCheckpoint(
+    name="llada-tiny",
+    summary="small trained LLaDA: sudoku, sums, sorting, words, filling blanks",
+    resource="dllm_llada:checkpoints/llada-tiny",
+    # All held out from training: the grid, the pairs of numbers, the digits, the words.
+    demo_prompts=(
+        "solve .4.. ..1. .3.. 4..3",
+        "345+799=",
+        "sort 1618033",
+        "reverse matrix",
+        "uppercase guitar",
+        "58+[MASK:2]=143",
+        "turtle|[MASK:6]",
+    ),
+    max_new_tokens=32,  # what it was trained to fill; its answers are at most 19 tokens
+    exercises="dllm_llada.tiny.evaluate:prompts_with_answers",
+)
+
 
 @hookimpl
 def dllm_model_adapters() -> Iterable[ModelAdapterSpec]:
@@ -23,25 +41,7 @@ def dllm_model_adapters() -> Iterable[ModelAdapterSpec]:
         source="LLaDA, arXiv 2502.09992",
         target="dllm_llada.adapter:LLaDAAdapter",
         model_types=("llada",),
-        bundled=(
-            BundledCheckpoint(
-                name="llada-tiny",
-                summary="small trained LLaDA: sudoku, sums, sorting, words, filling blanks",
-                resource="dllm_llada:checkpoints/llada-tiny",
-                # All held out from training: the grid, the pairs of numbers, the digits, the words.
-                demo_prompts=(
-                    "solve .4.. ..1. .3.. 4..3",
-                    "345+799=",
-                    "sort 1618033",
-                    "reverse matrix",
-                    "uppercase guitar",
-                    "58+[MASK:2]=143",
-                    "turtle|[MASK:6]",
-                ),
-                max_new_tokens=32,  # what it was trained to fill; its answers are at most 19 tokens
-                exercises="dllm_llada.tiny.evaluate:prompts_with_answers",
-            ),
-        ),
+        bundled=(LLADA_TINY,),
     )
     yield ModelAdapterSpec(
         name="llada-moe",
