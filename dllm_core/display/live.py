@@ -130,9 +130,10 @@ class LiveView:
 
     def _take(self, step: Step) -> None:
         """Copy the canvas from the device, and let what was committed before the last frame grow old."""
-        self._ids = step.input_ids.tolist()
-        for ages, fresh in zip(self._ages, self._fresh.tolist(), strict=True):
-            ages[:] = [_next_age(age, is_fresh) for age, is_fresh in zip(ages, fresh, strict=True)]
+        before, self._ids = self._ids, step.input_ids.tolist()
+        for ages, fresh, old, new in zip(self._ages, self._fresh.tolist(), before, self._ids, strict=True):
+            replaced = [was not in (self._mask_id, now) for was, now in zip(old, new, strict=True)]
+            ages[:] = [_next_age(*place) for place in zip(ages, fresh, replaced, strict=True)]
         self._fresh &= False
         self._parts = self._said(step)
 
@@ -142,7 +143,11 @@ class LiveView:
         parts = [f"step {step.index + 1}{_of(self._steps)}", f"{elapsed:.1f} s"]
         if self._blocks != 1:
             parts.append(f"block {step.block + 1}{_of(self._blocks)}")
-        return [*parts, f"{committed / (step.index + 1):.1f} tokens/step"]
+        return [
+            *parts,
+            f"{committed / (step.index + 1):.1f} tokens/step",
+            f"{committed / max(elapsed, 1e-3):.0f} tokens/s",
+        ]
 
     def _masked_now(self) -> int:
         return sum(self._shown(n, row).count(self._mask_id) for n, row in enumerate(self._rows))
@@ -201,9 +206,11 @@ def _caption(caption: str, console: Console, width: int, height: int, glyphs: Gl
     return lines
 
 
-def _next_age(age: int, is_fresh: bool) -> int:
+def _next_age(age: int, is_fresh: bool, is_replaced: bool) -> int:
     if is_fresh:
-        return Age.FRESH
+        return Age.REPLACED if is_replaced else Age.FRESH
+    if age == Age.REPLACED:
+        return Age.RECENT
     return age if age == Age.GIVEN else min(age + 1, Age.SETTLED)
 
 

@@ -17,8 +17,9 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class Age(IntEnum):
-    """How long ago a position was committed, counted in drawn frames."""
+    """How long ago a position was committed, counted in drawn frames; the youngest of a group is what is shown."""
 
+    REPLACED = -1  # just now, in place of another token
     FRESH = 0
     RECENT = 1
     SETTLED = 2
@@ -26,6 +27,7 @@ class Age(IntEnum):
 
 
 STYLES: dict[int, str] = {
+    Age.REPLACED: "bold underline black on bright_yellow",
     Age.FRESH: "bold black on bright_cyan",
     Age.RECENT: "bold cyan",
     Age.SETTLED: "",

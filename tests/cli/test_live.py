@@ -357,3 +357,16 @@ def test_a_demonstration_waits_after_each_step_until_its_time_is_up(monkeypatch)
         for index in range(10):
             view.show(step(index, [[MASK]], [[False]]))
     assert waited == [0.5] * 3
+
+
+def test_a_replaced_token_stands_out_from_a_written_one_until_the_next_frame(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(live, "time", SimpleNamespace(perf_counter=lambda: now, sleep=lambda seconds: None))
+    with view_of(Terminal(), [[MASK, MASK]]) as view:
+        seen = []
+        for index, (ids, committed) in enumerate([("a", [True, False]), ("bc", [True, True]), ("bc", [False, False])]):
+            now += 10.0
+            view.show(step(index, [[*encode(ids), MASK][:2]], [committed]))
+            seen.append(list(view._ages[0]))
+    assert seen[1:] == [[Age.REPLACED, Age.FRESH], [Age.RECENT, Age.RECENT]]
+    assert STYLES[Age.REPLACED] != STYLES[Age.FRESH]
