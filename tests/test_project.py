@@ -25,7 +25,7 @@ COMMANDS = ["pip install -r requirements.txt && dllm run", "pip install -r requi
 LONGEST_FILE = 500
 LONGEST_FUNCTION = 40  # without its docstring
 MACHINE = re.compile(r"(?<![\w.>)}\]])/(?:work|tmp|root|home|opt|mnt|Users|farm)/\w")
-MODULES = {"pyyaml": "yaml"}  # distributions whose module has another name
+MODULES = {"pillow": "PIL", "pyyaml": "yaml"}  # distributions whose module has another name
 USED_WHERE_INSTALLED = {"cut_cross_entropy"}  # kernels for one kind of accelerator; nothing here installs them
 
 

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import pty
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 
 import dllm_core as dllm
 from dllm_core.cli import main
-from dllm_core.cli.prompts import expand_blanks, parse_line, with_blanks_filled
+from dllm_core.cli.prompts import expand_blanks, parse_line
 from dllm_core.cli.run import wants_live
 from dllm_core.errors import DataError, OptionError, PromptError
 
@@ -493,33 +492,3 @@ def test_infill_reads_prompts_as_texts_with_blanks():
     assert parse_line('{"prompt": "a [MASK]"}', "line 1", infill=True).kind == "infill"
     with pytest.raises(DataError, match="a chat"):
         parse_line('{"messages": [{"role": "user", "content": "x"}]}', "line 1", infill=True)
-
-
-# ---- blanks
-
-
-@pytest.mark.parametrize("text", ["a  b[MASK:2]", " 1 + [MASK] ,  2 [MASK:3][MASK]\n\n  x ", f"{MASK}y[MASK]"])
-def test_the_text_around_blanks_is_left_byte_for_byte(run, text):
-    code, out, _ = run("--infill", text, "--json")
-    filled = json.loads(out)["text"]
-    given = re.split(r"\[MASK(?::\d+)?\]|" + re.escape(MASK), text)
-    assert code == 0
-    assert re.fullmatch("(?s)" + ".*".join(map(re.escape, given)), filled)
-    assert "MASK" not in filled
-
-
-def test_blanks_are_filled_in_order_from_a_file_on_standard_input(run, monkeypatch):
-    stdin = SimpleNamespace(buffer=io.BytesIO(b"12+[MASK:2]=57\n"), isatty=lambda: False)
-    monkeypatch.setattr("sys.stdin", stdin)
-    assert run("--infill", "-", model="llada-tiny")[1] == "12+45=57\n"
-
-
-def test_blanks_are_filled_by_place():
-    lengths = []
-
-    def fill(length: int) -> str:
-        lengths.append(length)
-        return f"<{length}>"
-
-    assert with_blanks_filled("a [MASK:3] b\t[MASK]<m>", "<m>", fill) == "a <3> b\t<1><1>"
-    assert lengths == [3, 1, 1]
