@@ -87,13 +87,22 @@ def support_table() -> str:
     """Markdown: one row a family, one column a kind of part that does or does not serve it."""
     header = "| family | `model_type` | generate and infill | train | KV cache | block-causal attention | ships |\n"
     rows = [
-        f"| `{spec.name}` | {_code(spec.model_types)} | {_code(served('sampler', adapter))} | "
-        f"{_code(served('objective', adapter))} | "
+        f"| `{spec.name}` | {_code(spec.model_types)} | {_all_but('sampler', adapter)} | "
+        f"{_all_but('objective', adapter)} | "
         f"{_yes(adapter.supports_kv_cache)} | {_yes(adapter.supports_block_causal)} | "
         f"{_code(checkpoint.name for checkpoint in spec.bundled) or '-'} |\n"
         for spec, adapter in families()
     ]
     return header + "|---" * 7 + "|\n" + "".join(rows)
+
+
+def _all_but(kind: str, adapter: type[ModelAdapter]) -> str:
+    """What serves a family, said by the few that do not."""
+    names = served(kind, adapter)
+    others = [component.name for component in _own(kind) if component.name not in names]
+    if len(others) >= len(names):
+        return _code(names) or "-"
+    return f"all but {_code(others)}" if others else "all"
 
 
 def parts_table() -> str:
