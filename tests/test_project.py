@@ -118,7 +118,11 @@ def imported(path: Path) -> Iterator[str]:
 
 
 def test_one_command_installs_the_core_and_every_plugin() -> None:
-    expected = ["-c constraints.txt", "-e .[train]", *(f"-e plugins/{folder.name}" for folder in PLUGINS)]
+    expected = [
+        "-c constraints.txt",
+        "-e .[eval,pictures,plots,train]",
+        *(f"-e plugins/{folder.name}" for folder in PLUGINS),
+    ]
     assert lines("requirements.txt") == expected
     assert lines("requirements-dev.txt")[0] == "-r requirements.txt"
 
