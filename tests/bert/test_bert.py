@@ -218,3 +218,11 @@ def test_a_few_steps_of_the_tiny_recipe_raise_the_likelihood(tmp_path):
         for model in (dllm.Denoiser(before, ModernBertAdapter(), build_tokenizer()), after)
     ]
     assert scores[1] > scores[0] + 10
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "modernbert"])
+def test_a_model_is_sharded_by_its_layers(name):
+    """Embeddings are the vocabulary head's weights too, which FSDP refuses to have in two blocks."""
+    model = denoiser(name).model
+    blocks = [module for module in model.modules() if type(module).__name__ in model._no_split_modules]
+    assert len(blocks) == model.config.num_hidden_layers

@@ -31,7 +31,7 @@ class BertAdapter(ModelAdapter):
 
     model_types: ClassVar[tuple[str, ...]] = ("bert",)
     config_class: ClassVar[str] = "transformers:BertConfig"
-    model_class: ClassVar[str] = "transformers:BertForMaskedLM"
+    model_class: ClassVar[str] = "dllm_bert.models:ShardableBert"
     supports_block_causal: ClassVar[bool] = True
     eot_texts: ClassVar[tuple[str, ...]] = (END_OF_ANSWER,)
     chat_template: ClassVar[str | None] = CHAT_TEMPLATE

@@ -1,15 +1,18 @@
-"""Two masked language models of transformers, told where their tokens stand.
+"""Masked language models of transformers, told where their tokens stand and where they can be cut.
+
+FSDP shards each module that ``_no_split_modules`` names. Transformers names the embeddings there too, but their weights
+are those of the vocabulary head as well, which belongs to no block; so here only the layers are named.
 
 Shapes: B batch, L length, V vocabulary.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.nn.attention.flex_attention import BlockMask, and_masks, create_block_mask
-from transformers import ModernBertForMaskedLM, RobertaForMaskedLM
+from transformers import BertForMaskedLM, ModernBertForMaskedLM, PreTrainedConfig, RobertaForMaskedLM
 from transformers.modeling_outputs import MaskedLMOutput
 
 from dllm_core.models.attention import MaskMod, as_model_mask, attention_from
@@ -17,7 +20,30 @@ from dllm_core.models.attention import MaskMod, as_model_mask, attention_from
 Mask = torch.Tensor | BlockMask
 
 
-class PositionedModernBert(ModernBertForMaskedLM):
+class ByLayers:
+    """A model that is sharded by its layers alone.
+
+    Attributes:
+        layer: name of their class.
+    """
+
+    layer: ClassVar[str]
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__(config)
+        self._no_split_modules = {self.layer}  # transformers has collected those of the parts by now
+
+
+class ShardableBert(ByLayers, BertForMaskedLM):
+    """BERT; logits (B, L, V).
+
+    Source: google-bert/bert-base-uncased.
+    """
+
+    layer: ClassVar[str] = "BertLayer"
+
+
+class PositionedModernBert(ByLayers, ModernBertForMaskedLM):
     """ModernBERT whose local attention reaches as far as the positions say, not the columns; logits (B, L, V).
 
     The two are the same where a row's tokens are given in order and without gaps, which is all that the published model
@@ -25,6 +51,8 @@ class PositionedModernBert(ModernBertForMaskedLM):
 
     Source: answerdotai/ModernBERT-large; transformers' ``ModernBertModel.forward`` takes one mask a kind of layer.
     """
+
+    layer: ClassVar[str] = "ModernBertEncoderLayer"
 
     def forward(
         self,
@@ -92,12 +120,14 @@ def narrowed(pattern: Mask, near: MaskMod) -> Mask:
     return pattern.masked_fill(~local, torch.finfo(pattern.dtype).min)
 
 
-class PositionedRoberta(RobertaForMaskedLM):
+class PositionedRoberta(ByLayers, RobertaForMaskedLM):
     """RoBERTa whose positions count from 0 as everywhere else; its table begins behind the padding's row.
 
     Source: FacebookAI/roberta-base; transformers' ``RobertaEmbeddings``, which counts from ``padding_idx + 1``, and
     takes every padding token of the text for padding.
     """
+
+    layer: ClassVar[str] = "RobertaLayer"
 
     def forward(
         self,
