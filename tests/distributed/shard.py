@@ -6,7 +6,6 @@ each module of the classes that ``_no_split_modules`` names, then the model. Cal
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 from collections.abc import Iterator
@@ -18,11 +17,13 @@ from steps import RowMDLM, fresh_denoiser, noise_of_the_row
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from dllm_core.conformance import AdapterTests
 from dllm_core.conformance.adapter_suite import random_ids
 from dllm_core.models.denoiser import Denoiser
 from dllm_core.models.lora import LoraSection, add_lora
-from dllm_core.plugins import plugin_host
+
+sys.path.append(str(Path(__file__).parents[2]))  # torchrun starts this as a script, which sees its own folder only
+
+from tests.families import adapter_suites, name_of
 
 STEPS, ROWS, LENGTH = 5, 4, 12
 
@@ -31,16 +32,8 @@ def denoisers() -> Iterator[tuple[str, type]]:
     """Name of every installed family that has a conformance class, and what makes a small denoiser of it."""
     yield "transformers/llama", fresh_denoiser
     yield "transformers/llama with LoRA", lambda: add_lora(fresh_denoiser(), LoraSection(r=2, alpha=4), base="-")
-    for record in plugin_host().records:
-        if record.state != "ok" or not record.target:
-            continue
-        try:
-            module = importlib.import_module(f"{record.target.partition('.')[0]}.conformance")
-        except ModuleNotFoundError:
-            continue
-        for suite in vars(module).values():
-            if isinstance(suite, type) and issubclass(suite, AdapterTests) and suite is not AdapterTests:
-                yield f"{suite.component} {suite.__name__}", suite().denoiser
+    for suite in adapter_suites():
+        yield name_of(suite), suite().denoiser
 
 
 def train(denoiser: Denoiser, batches: list[torch.Tensor], *, share: slice) -> list[float]:
