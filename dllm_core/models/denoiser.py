@@ -100,6 +100,16 @@ class Denoiser:
         own = () if self.eos_token_id is None else (self.eos_token_id,)
         return tuple(dict.fromkeys(own + self.eot_token_ids))
 
+    @property
+    def text_token_ids(self) -> torch.Tensor:
+        """Every token that text is made of: no special one, and none that the tokenizer does not know. (P,) int64"""
+        known = self.vocab_size if self.tokenizer is None else min(len(self.tokenizer), self.vocab_size)
+        special = {self.mask_token_id, self.pad_token_id, self.bos_token_id, *self.end_token_ids}
+        special |= set() if self.tokenizer is None else set(self.tokenizer.all_special_ids)
+        plain = torch.ones(known, dtype=torch.bool)
+        plain[[token for token in special if token is not None and token < known]] = False
+        return plain.nonzero()[:, 0]
+
     def logits(
         self,
         input_ids: torch.Tensor,

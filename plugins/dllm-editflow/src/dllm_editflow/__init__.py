@@ -1,0 +1,28 @@
+"""Edit Flows for dllm: models that insert, delete and substitute.
+
+Importing this package imports no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "EditCorruption": "dllm_editflow.objective",
+    "EditFlowObjective": "dllm_editflow.objective",
+    "align": "dllm_editflow.alignment",
+}
+
+__all__ = ["EditCorruption", "EditFlowObjective", "__version__", "align"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_EXPORTS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,116 @@
+"""From a row of columns to what a model sees and what it still has to do: all rows at once, by cumulative sums.
+
+A column belongs to the row of its own token, or, where it shows none, to that of the nearest token on its left: an
+insertion stands behind it. One running count gives both.
+
+Shapes: B batch, N columns, L tokens of the longest row, S substitutions, I insertions.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dllm_editflow.kinds import BLANK, DELETE, INSERT, SUBSTITUTE
+
+
+class Shown(NamedTuple):
+    """What the columns show.
+
+    Args:
+        input_ids: (B, L) int64, without blanks, filled up on the right.
+        attention_mask: (B, L) bool, True = a token.
+        rows: (B, N) int64, the token that each column belongs to.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    rows: Tensor
+
+
+class Remaining(NamedTuple):
+    """The edits that lead from what is shown to the target.
+
+    Args:
+        counts: (B, L, 3) float32, edits of each kind at each token, each as heavy as its column.
+        substitutions: (B, L) bool; their targets (S,) and weights (S,) follow in row-major order.
+        insertions: (I, 2) int64 row and token behind which; their targets (I,) and weights (I,).
+    """
+
+    counts: Tensor
+    substitutions: Tensor
+    substitution_targets: Tensor
+    substitution_weights: Tensor
+    insertions: Tensor
+    insertion_targets: Tensor
+    insertion_weights: Tensor
+
+
+def show(columns: Tensor, filler: int) -> Shown:
+    """Strip the blanks. Every row must begin with a token.
+
+    Args:
+        columns: (B, N) int64, tokens, `BLANK`, and `COLUMN_PADDING` behind the end.
+        filler: the token to fill up with.
+    """
+    is_token = columns >= 0  # (B, N)
+    rows = is_token.long().cumsum(1) - 1  # (B, N)
+    lengths = rows[:, -1] + 1  # (B,)
+    width = int(lengths.max())
+    # What shows no token is written to a place behind the end, which is cut off.
+    places = rows.where(is_token, width)
+    ids = columns.new_full((len(columns), width + 1), filler).scatter_(1, places, columns)[:, :width]
+    real = torch.arange(width, device=columns.device) < lengths[:, None]
+    return Shown(ids.masked_fill(~real, filler), real, rows)
+
+
+def remaining(columns: Tensor, target: Tensor, shown: Shown, weights: Tensor | None = None) -> Remaining:
+    """The edits that are still to be made.
+
+    Args:
+        columns, target: (B, N) int64, what is shown now and in the end.
+        shown: of `columns`.
+        weights: (B, N) float, what each column counts; None: 1.
+    """
+    weights = torch.ones(columns.shape, device=columns.device) if weights is None else weights
+    open_ = columns != target  # (B, N)
+    insert, delete = open_ & (columns == BLANK), open_ & (target == BLANK)
+    substitute = open_ & ~insert & ~delete
+    counts = torch.zeros(*shown.input_ids.shape, 3, device=columns.device, dtype=weights.dtype)  # (B, L, 3)
+    for kind, where in ((SUBSTITUTE, substitute), (DELETE, delete), (INSERT, insert)):
+        counts[..., kind].scatter_add_(1, shown.rows.clamp(min=0), weights * where)
+    batch, column = insert.nonzero(as_tuple=True)  # (I,), (I,)
+    marked = torch.zeros_like(shown.input_ids).scatter_add_(1, shown.rows.clamp(min=0), substitute.long())
+    return Remaining(
+        counts=counts,
+        substitutions=marked.bool(),
+        substitution_targets=target[substitute],
+        substitution_weights=weights[substitute],
+        insertions=torch.stack([batch, shown.rows[batch, column]], 1),
+        insertion_targets=target[insert],
+        insertion_weights=weights[insert],
+    )
+
+
+class Editable(NamedTuple):
+    """Where edits are allowed: tokens that may go (B, L) bool, and tokens behind which something may be put (B, L)."""
+
+    tokens: Tensor
+    gaps: Tensor
+
+
+def editable_rows(editable: Tensor, columns: Tensor, shown: Shown) -> Editable:
+    """What training and sampling both allow, at the tokens that are shown.
+
+    A token may be substituted or deleted where its column is editable. Behind a token something may be inserted where
+    its own column is, or the one that follows: an editable span begins right behind it.
+
+    Args:
+        editable: (B, N) bool, the columns that may change.
+    """
+    follows = torch.nn.functional.pad(editable[:, 1:], (0, 1))  # (B, N)
+    is_token, rows = columns >= 0, shown.rows.clamp(min=0)
+    marks = [(is_token & where).long() for where in (editable, editable | follows)]
+    return Editable(*(torch.zeros_like(shown.input_ids).scatter_add_(1, rows, mark).bool() for mark in marks))

@@ -1,0 +1,112 @@
+"""From a batch of texts to aligned pairs of source and target: what a flow runs between.
+
+Tokens that are not learned (label -100) are locked: they stand on both sides and are never edited. What lies between
+two locked spans is aligned on its own, so an edit can never slip into a prompt, whatever the tokens are. The first
+token of a row is always locked (an insertion stands behind some token); where it is to be learned, the beginning of
+sequence is put in front of it.
+
+Shapes: B batch, L length, N columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from dllm_core.errors import DataError
+from dllm_core.objectives.base import Batch, attended_positions, maskable_positions
+from dllm_editflow.alignment import align
+from dllm_editflow.kinds import COLUMN_PADDING
+from dllm_editflow.sources import Maker, Tokens
+
+
+class Coupling(NamedTuple):
+    """Aligned pairs.
+
+    Args:
+        source, target: (B, N) int64, token ids, `BLANK`, and `COLUMN_PADDING` behind the last column.
+        editable: (B, N) bool, the columns that may change.
+    """
+
+    source: Tensor
+    target: Tensor
+    editable: Tensor
+
+
+class Row(NamedTuple):
+    """One text: its tokens, which of them may change, and perhaps the draft that the changeable ones come from."""
+
+    tokens: list[int]
+    learned: list[bool]
+    draft: list[int] | None
+
+
+def couple(rows: Sequence[Row], maker: Maker, tokens: Tokens, mode: str, generator: torch.Generator) -> Coupling:
+    """Draw a source for every text, and align.
+
+    Args:
+        maker: makes the sources.
+        mode: of `dllm_editflow.alignment.align`.
+
+    Raises:
+        DataError: a draft for a text whose changeable part is in pieces.
+    """
+    columns = [_aligned(row, maker, tokens, mode, generator) for row in rows]
+    source, target = ([torch.tensor(each[side]) for each in columns] for side in (0, 1))
+    editable = [torch.tensor(each[2]) for each in columns]
+    return Coupling(
+        *(pad_sequence(side, batch_first=True, padding_value=COLUMN_PADDING) for side in (source, target)),
+        pad_sequence(editable, batch_first=True, padding_value=False),
+    )
+
+
+def rows_of_batch(batch: Batch, bos_token_id: int | None) -> list[Row]:
+    """The texts of a batch without their padding, each with a locked token in front."""
+    learned = maskable_positions(batch)
+    real = attended_positions(batch)
+    real = torch.ones_like(learned) if real is None else real
+    drafts = batch.get("source_ids")
+    rows = []
+    for number, (ids, own, there) in enumerate(zip(batch["input_ids"], learned, real, strict=True)):
+        draft = None if drafts is None else [token for token in drafts[number].tolist() if token >= 0]
+        rows.append(with_locked_start(Row(ids[there].tolist(), own[there].tolist(), draft), bos_token_id))
+    return rows
+
+
+def with_locked_start(row: Row, bos_token_id: int | None) -> Row:
+    """The row behind a beginning of sequence, if its first token is to be learned; that one is locked if there is no
+    such token."""
+    if not row.tokens or not row.learned[0]:
+        return row
+    if bos_token_id is not None and row.tokens[0] != bos_token_id:
+        return Row([bos_token_id, *row.tokens], [False, *row.learned], row.draft)
+    draft = row.draft[1:] if row.draft and row.draft[0] == row.tokens[0] else row.draft
+    return Row(row.tokens, [False, *row.learned[1:]], draft)
+
+
+def _aligned(
+    row: Row, maker: Maker, tokens: Tokens, mode: str, generator: torch.Generator
+) -> tuple[list[int], list[int], list[bool]]:
+    spans = list(_spans(row))
+    if row.draft is not None and sum(learned for learned, _ in spans) > 1:
+        raise DataError("source_ids belongs to a text whose tokens to learn are one span; leave it out, or split it")
+    source, target, editable = [], [], []
+    for learned, span in spans:
+        own = align(maker(span, row.draft, tokens, generator), span, mode, generator) if learned else (span, span)
+        source += own[0]
+        target += own[1]
+        editable += [learned] * len(own[0])
+    return source, target, editable
+
+
+def _spans(row: Row) -> Iterator[tuple[bool, list[int]]]:
+    """(to be learned, tokens) of the runs of equal kind, from left to right."""
+    begin = 0
+    for place in range(1, len(row.tokens) + 1):
+        if place == len(row.tokens) or row.learned[place] != row.learned[begin]:
+            yield row.learned[begin], row.tokens[begin:place]
+            begin = place
