@@ -39,6 +39,8 @@ class ModelAdapter:
         eot_texts: texts that end a turn where the tokenizer spells them with several tokens: completions are cut there.
         chat_template: replaces the checkpoint's own template where that one is missing or wrong.
         lora_targets: module names for LoRA, or ``"all-linear"``.
+        extra_heads: names of modules that the logits do not use and an objective of the family's own trains. LoRA
+            leaves them as they are: trained and saved whole. A checkpoint may lack some of them.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ()
@@ -52,6 +54,7 @@ class ModelAdapter:
     eot_texts: ClassVar[tuple[str, ...]] = ()
     chat_template: ClassVar[str | None] = None
     lora_targets: ClassVar[tuple[str, ...] | str] = "all-linear"
+    extra_heads: ClassVar[tuple[str, ...]] = ()
 
     def for_checkpoint(self, config: Mapping[str, object]) -> ModelAdapter:
         """The adapter of a checkpoint whose ``config.json`` holds these fields: this one.

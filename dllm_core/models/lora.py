@@ -147,6 +147,7 @@ def lora_config(model: PreTrainedModel, family: ModelAdapter, section: LoraSecti
         target_modules=targets if targets == ALL_LINEAR else list(targets),
         # A head may be called what a layer of every block is called. A list would be one of endings.
         exclude_modules=None if targets == ALL_LINEAR or head is None else re.escape(head),
+        modules_to_save=[name for name in family.extra_heads if hasattr(model, name)] or None,
     )
 
 

@@ -209,6 +209,10 @@ class KeepsEverything(LLaDAModelLM):
         """Says that it did."""
 
 
+class CallsItselfAHead(LLaDAAdapter):
+    extra_heads = ("model",)
+
+
 class OtherFamilysLayers(LLaDAAdapter):
     lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj")
 
@@ -417,6 +421,7 @@ MUTANTS = [
     broken("test_bfloat16_is_finite", served(LowestOfFloat32), "writes the lowest float32 into bfloat16 logits"),
     broken("test_gradients_reach_every_weight", served(BuildsMoreThanItUses), "builds a layer that it does not use"),
     broken("test_gradients_reach_every_weight", served(DetachesTheEmbedding), "detaches the embedding"),
+    broken("test_gradients_reach_every_weight", CallsItselfAHead, "declares as an extra head what its logits use"),
     broken(
         "test_gradient_checkpointing_changes_nothing",
         served(ScalesWhenCheckpointing),
