@@ -180,3 +180,18 @@ def test_a_configuration_keeps_its_own_fields(suite):
     assert made.hidden_size == own.hidden_size
     assert made.num_hidden_layers == own.num_hidden_layers
     assert type(made)(**made.to_dict()).to_dict() == made.to_dict()
+
+
+def test_in_four_bits_the_heads_stay_whole_and_learn(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    own = SUITES["Dream"]().denoiser()
+    own.model.save_pretrained(tmp_path / "base")
+    own.tokenizer.save_pretrained(tmp_path / "base")
+    packed = dllm.load(tmp_path / "base", device="cpu", load_in_4bit=True)
+    whole = {name for name, module in packed.model.named_modules() if type(module) is torch.nn.Linear}
+    assert {name.partition(".")[0] for name in whole} == {"lm_head", *HEADS} - {"insert_mix"}
+    denoiser = add_lora(packed, LoraSection(r=2, alpha=4), base="-")
+    ids = random_ids(denoiser, 2, 8)
+    read_edits(denoiser, ids, None, time=torch.tensor([0.2, 0.7]), reader=heads).square().mean().backward()
+    wanted = [weight for weight in denoiser.model.parameters() if weight.requires_grad]
+    assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in wanted)

@@ -5,12 +5,16 @@ Each is the family's own adapter, conventions and tokenizer and all, with other 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from dllm_core.models import ModelAdapter
 from dllm_core.plugins import import_string
 from dllm_editflow.models.families import FAMILIES, HEADS, Family
+
+if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
 ADAPTERS = {f"EditFlow{row.name}Adapter": row for row in FAMILIES}
 
@@ -25,6 +29,31 @@ class EditFlowAdapter:
     def for_checkpoint(self, config: Mapping[str, object]) -> ModelAdapter:
         """This one: the model type says all."""
         return self
+
+    def load_model(
+        self,
+        path: str,
+        config: PreTrainedConfig,
+        *,
+        quantization: Mapping[str, object] | None = None,
+        **options: Any,
+    ) -> PreTrainedModel:
+        """As the family's own; in 4 bits, the heads stay whole: they are trained, which packed weights cannot be."""
+        if quantization is not None:
+            sparing = self._sparing_heads(config, quantization["quantization_config"])
+            quantization = {**quantization, "quantization_config": sparing}
+        return super().load_model(path, config, quantization=quantization, **options)
+
+    def _sparing_heads(self, config: PreTrainedConfig, method: BitsAndBytesConfig) -> BitsAndBytesConfig:
+        """The same method for all that it would be used on, but the heads. A list replaces transformers' own choice."""
+        import torch
+        from transformers.quantizers.base import get_keys_to_not_convert
+
+        with torch.device("meta"):
+            model = self.build_model(copy.deepcopy(config))
+        sparing = copy.deepcopy(method)
+        sparing.llm_int8_skip_modules = [*get_keys_to_not_convert(model), *HEADS]
+        return sparing
 
 
 def _adapter_class(row: Family) -> type[ModelAdapter]:
