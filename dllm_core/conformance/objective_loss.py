@@ -180,6 +180,7 @@ class LossChecks(ObjectiveSuite):
         got = self.score(objective, denoiser, other, corruption)
         self._expect_same(got, want, "other tokens at ignored positions")
 
+    @requires("keeps_length")
     def test_padding_counts_for_nothing(self) -> None:
         """A padded row adds what it adds alone, and what stands in the padding changes nothing.
 

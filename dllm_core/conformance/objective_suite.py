@@ -66,6 +66,8 @@ class ObjectiveSuite(Suite):
         options: options to make the objective with.
         bad_options: values that its options must refuse, ``{"time_epsilon": [-0.1, 1]}``.
         masks_tokens: hides tokens behind the mask token and learns to tell them.
+        keeps_length: the noised text stands over the clean one, position by position. False for objectives that insert
+            or delete.
         hides_independently: hides each token to learn on its own, with the probability 1 - alpha(time) of its
             `schedule`, at a time that is drawn uniformly between `lowest_time` and 1 for each sequence.
         is_bound: on average over data, times and masks ``nll_sum`` is the any-order bound on -log p, which equals the
@@ -84,6 +86,7 @@ class ObjectiveSuite(Suite):
     options: ClassVar[Mapping[str, object]] = {}
     bad_options: ClassVar[Mapping[str, Sequence[object]]] = {}
     masks_tokens: ClassVar[bool] = True
+    keeps_length: ClassVar[bool] = True
     hides_independently: ClassVar[bool] = True
     is_bound: ClassVar[bool] = True
     loss_is_bound: ClassVar[bool] = False

@@ -7,21 +7,75 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
 from dllm_a2d import conformance as a2d
 from dllm_bert import conformance as bert
 from dllm_dream import conformance as dream
 from dllm_llada import conformance as llada
 
-from dllm_core.conformance import AdapterTests, PluginTests
+from dllm_core.conformance import AdapterTests, ObjectiveTests, PluginTests
 from dllm_editflow.converting import with_heads
 from dllm_editflow.models.families import FAMILIES
+from dllm_editflow.toy import edit_learner
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+    from dllm_core.models.denoiser import Denoiser
+    from dllm_core.objectives import Objective
+
 
 class TestPlugin(PluginTests):
     plugin = "editflow"
+
+
+class EditFlowObjectiveTests(ObjectiveTests):
+    """The checks of the objective, on a model with edit heads."""
+
+    component = "editflow/editflow"
+    bad_options: ClassVar[dict] = {
+        "source": ["mask", "masks[length:0]", "mix[empty:0.5]"],
+        "alignment": ["best"],
+        "kappa": ["quartic"],
+        "max_weight": [0.0, -1.0],
+        "normalization": ["tokens"],
+        "propagation": [-1.0, float("nan")],
+        "condition_dropout": [-0.1, 1.0],
+        "time_epsilon": [-0.1, 1.0],
+    }
+    masks_tokens = False  # it edits them
+    keeps_length = False
+    hides_independently = False
+    is_bound = False
+    scores_hidden_only = False
+    supports_right_shift = False  # of the edit heads, which each family undoes itself
+
+    def learner(self, *, dtype: torch.dtype = torch.float64) -> Denoiser:
+        return edit_learner(dtype=dtype)
+
+    def lowest_time(self, objective: Objective) -> float:
+        return 0.0
+
+
+class TestFromMasks(EditFlowObjectiveTests):
+    options: ClassVar[dict] = {"source": "masks[length:2]"}
+
+
+class TestFromDrafts(EditFlowObjectiveTests):
+    options: ClassVar[dict] = {
+        "source": "mix[corrupt[share:0.4]:0.8,empty:0.2]",
+        "alignment": "random",
+        "kappa": "linear",
+    }
+
+
+class TestPropagation(EditFlowObjectiveTests):
+    options: ClassVar[dict] = {
+        "source": "noise[length:5]",
+        "alignment": "random",
+        "propagation": 4.0,
+        "normalization": "token",
+    }
 
 
 class WithHeads:
