@@ -83,7 +83,7 @@ class EditFlowModel:
         rate_head.edit_bias = prior_scores(options.edit_rate_form)
         self.rate_heads = nn.Sequential(rate_head)
         if options.edit_time_embedding:
-            self.time_embedding = TimeEmbedding(self.get_input_embeddings().weight.shape[1])
+            self.time_embedding = TimeEmbedding(self.get_input_embeddings().embedding_dim)
             _starting_at_zero(self.time_embedding.outer)
         self.init_weights()  # of the heads: those of the source have theirs
 
