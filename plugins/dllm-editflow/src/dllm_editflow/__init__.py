@@ -11,11 +11,13 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "EditCorruption": "dllm_editflow.objective",
+    "EditFlowConfig": "dllm_editflow.training",
     "EditFlowObjective": "dllm_editflow.objective",
+    "EditFlowTrainer": "dllm_editflow.training",
     "align": "dllm_editflow.alignment",
 }
 
-__all__ = ["EditCorruption", "EditFlowObjective", "__version__", "align"]
+__all__ = ["EditCorruption", "EditFlowConfig", "EditFlowObjective", "EditFlowTrainer", "__version__", "align"]
 
 
 def __getattr__(name: str) -> object:

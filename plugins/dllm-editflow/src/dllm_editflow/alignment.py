@@ -71,10 +71,16 @@ def _check_tokens(name: str, tokens: Sequence[int]) -> None:
 
 
 def _optimal(source: Sequence[int], target: Sequence[int], _: torch.Generator | None) -> Alignment:
-    aligned = Alignment([], [])
-    for keeps, left, right in _runs(source, target):
-        _put(aligned, left, right, range(min(len(left), len(right))) if not keeps else range(len(left)))
-    return aligned
+    left: list[int] = []
+    right: list[int] = []
+    for _tag, begin, end, other_begin, other_end in Levenshtein.opcodes(source, target).as_list():
+        left += source[begin:end]
+        right += target[other_begin:other_end]
+        if begin == end:  # a run that is replaced is as long on both sides
+            left += [BLANK] * (other_end - other_begin)
+        elif other_begin == other_end:
+            right += [BLANK] * (end - begin)
+    return Alignment(left, right)
 
 
 def _optimal_shuffled(source: Sequence[int], target: Sequence[int], generator: torch.Generator | None) -> Alignment:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dllm_editflow.kinds import BLANK, DELETE, INSERT, SUBSTITUTE
+from dllm_editflow.kinds import DELETE, INSERT, SUBSTITUTE
 
 
 class Shown(NamedTuple):
@@ -72,20 +72,18 @@ def remaining(columns: Tensor, target: Tensor, shown: Shown, weights: Tensor | N
     Args:
         columns, target: (B, N) int64, what is shown now and in the end.
         shown: of `columns`.
-        weights: (B, N) float, what each column counts; None: 1.
+        weights: (B, N) float above 0, what each column counts; None: 1.
     """
     weights = torch.ones(columns.shape, device=columns.device) if weights is None else weights
     open_ = columns != target  # (B, N)
-    insert, delete = open_ & (columns == BLANK), open_ & (target == BLANK)
-    substitute = open_ & ~insert & ~delete
+    kind = torch.where(columns < 0, INSERT, torch.where(target < 0, DELETE, SUBSTITUTE))  # (B, N)
     counts = torch.zeros(*shown.input_ids.shape, 3, device=columns.device, dtype=weights.dtype)  # (B, L, 3)
-    for kind, where in ((SUBSTITUTE, substitute), (DELETE, delete), (INSERT, insert)):
-        counts[..., kind].scatter_add_(1, shown.rows.clamp(min=0), weights * where)
+    counts.flatten(1).scatter_add_(1, shown.rows.clamp(min=0) * 3 + kind, weights * open_)
+    insert, substitute = open_ & (kind == INSERT), open_ & (kind == SUBSTITUTE)
     batch, column = insert.nonzero(as_tuple=True)  # (I,), (I,)
-    marked = torch.zeros_like(shown.input_ids).scatter_add_(1, shown.rows.clamp(min=0), substitute.long())
     return Remaining(
         counts=counts,
-        substitutions=marked.bool(),
+        substitutions=counts[..., SUBSTITUTE] > 0,
         substitution_targets=target[substitute],
         substitution_weights=weights[substitute],
         insertions=torch.stack([batch, shown.rows[batch, column]], 1),

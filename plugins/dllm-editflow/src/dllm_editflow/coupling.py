@@ -10,16 +10,17 @@ Shapes: B batch, L length, N columns.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
+from dllm_core.config import one_of
 from dllm_core.errors import DataError
 from dllm_core.objectives.base import Batch, attended_positions, maskable_positions
-from dllm_editflow.alignment import align
+from dllm_editflow.alignment import MODES
 from dllm_editflow.kinds import COLUMN_PADDING
 from dllm_editflow.sources import Maker, Tokens
 
@@ -55,13 +56,23 @@ def couple(rows: Sequence[Row], maker: Maker, tokens: Tokens, mode: str, generat
     Raises:
         DataError: a draft for a text whose changeable part is in pieces.
     """
+    one_of("alignment", mode, MODES)
     columns = [_aligned(row, maker, tokens, mode, generator) for row in rows]
-    source, target = ([torch.tensor(each[side]) for each in columns] for side in (0, 1))
-    editable = [torch.tensor(each[2]) for each in columns]
+    width = max(len(source) for source, *_ in columns)
     return Coupling(
-        *(pad_sequence(side, batch_first=True, padding_value=COLUMN_PADDING) for side in (source, target)),
-        pad_sequence(editable, batch_first=True, padding_value=False),
+        _stacked([source for source, *_ in columns], COLUMN_PADDING, width),
+        _stacked([target for _, target, _ in columns], COLUMN_PADDING, width),
+        _stacked([editable for *_, editable in columns], False, width).bool(),
     )
+
+
+def _stacked(rows: Sequence[Sequence[int]], filler: int, width: int) -> Tensor:
+    """(B, N) int64. Through one buffer: a tensor made of nested lists takes ten times as long."""
+    flat = array("q")
+    for row in rows:
+        flat.extend(row)
+        flat.extend([filler] * (width - len(row)))
+    return torch.frombuffer(flat, dtype=torch.int64).view(len(rows), width).clone()
 
 
 def rows_of_batch(batch: Batch, bos_token_id: int | None) -> list[Row]:
@@ -96,7 +107,8 @@ def _aligned(
         raise DataError("source_ids belongs to a text whose tokens to learn are one span; leave it out, or split it")
     source, target, editable = [], [], []
     for learned, span in spans:
-        own = align(maker(span, row.draft, tokens, generator), span, mode, generator) if learned else (span, span)
+        # Not `align`, which looks at every token's type: these have been in a tensor.
+        own = MODES[mode](maker(span, row.draft, tokens, generator), span, generator) if learned else (span, span)
         source += own[0]
         target += own[1]
         editable += [learned] * len(own[0])
@@ -105,8 +117,9 @@ def _aligned(
 
 def _spans(row: Row) -> Iterator[tuple[bool, list[int]]]:
     """(to be learned, tokens) of the runs of equal kind, from left to right."""
-    begin = 0
-    for place in range(1, len(row.tokens) + 1):
-        if place == len(row.tokens) or row.learned[place] != row.learned[begin]:
-            yield row.learned[begin], row.tokens[begin:place]
-            begin = place
+    kinds, begin = bytes(row.learned), 0
+    while begin < len(kinds):
+        end = kinds.find(not kinds[begin], begin)
+        end = len(kinds) if end < 0 else end
+        yield bool(kinds[begin]), row.tokens[begin:end]
+        begin = end

@@ -7,7 +7,7 @@ from itertools import islice
 
 from dllm_llada.tiny.tokenizer import build_tokenizer
 
-from dllm_editflow.tiny.functions import exercises
+from dllm_editflow.tiny.functions import MOST_PRACTISED, exercises
 
 Example = dict[str, list[int]]
 GIVEN = -100  # label of a token that is never edited
@@ -16,7 +16,7 @@ GIVEN = -100  # label of a token that is never edited
 def examples(*, split: str, seed: int, count: int) -> Iterator[Example]:
     """`count` texts behind a beginning of sequence, each with its draft in ``source_ids``."""
     tokenizer = build_tokenizer()
-    for exercise in islice(exercises(split, seed), count):
+    for exercise in islice(exercises(split, seed, most_errors=MOST_PRACTISED), count):
         ids, draft = (
             tokenizer(each, add_special_tokens=False)["input_ids"] for each in (exercise.text, exercise.draft)
         )

@@ -53,7 +53,8 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 SIGNS = "+-*/%<>=!()[]:,._ " + "0123456789"
 PIECES = re.compile(r"\w+|\*\*|==|!=|\n    | |.", flags=re.DOTALL)  # words and signs of a text
 MOST_ERRORS = 3
-CLEAN_SHARE = 0.2  # of the training texts
+MOST_PRACTISED = 6  # in training: more to learn from each text
+CLEAN_SHARE = 0.1
 
 
 class Exercise(NamedTuple):
@@ -80,13 +81,15 @@ def written(name: str, left: str, right: str) -> str:
     return f"def {name}({', '.join(filter(None, (left, right)))}):\n    return {body}\n"
 
 
-def exercises(split: str, seed: int, *, clean_share: float = CLEAN_SHARE) -> Iterator[Exercise]:
+def exercises(
+    split: str, seed: int, *, clean_share: float = CLEAN_SHARE, most_errors: int = MOST_ERRORS
+) -> Iterator[Exercise]:
     """Without end: functions of ``train`` or ``held_out`` with errors, or without where a draw says so."""
     chance = random.Random(f"{seed} {split}")
     texts = [text for held_out, text in functions() if held_out == (split == "held_out")]
     while True:
         text = chance.choice(texts)
-        errors = 0 if chance.random() < clean_share else chance.randint(1, MOST_ERRORS)
+        errors = 0 if chance.random() < clean_share else chance.randint(1, most_errors)
         yield Exercise(with_errors(text, errors, chance), text, errors)
 
 

@@ -1,0 +1,177 @@
+"""Edit flows against plain implementations: the targets of training, and (see `sampling`) the steps of the sampler.
+
+`targets` makes a batch's targets, from pairs of texts to the edits that are still to be made at a time: aligned by
+rapidfuzz and built by cumulative sums, against a dynamic programme and loops over tokens. Both get the same draws, and
+the edits of both must lead to the same texts. One process, one thread, alternating.
+
+usage: python benchmarks/editflow.py [targets] [--repeats 3] [--output benchmarks/results/editflow-cpu.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import platform
+import random
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from dllm_editflow.columns import Remaining, remaining, show
+from dllm_editflow.coupling import Coupling, Row, couple
+from dllm_editflow.dynamic import needleman_wunsch
+from dllm_editflow.kinds import BLANK
+from dllm_editflow.sources import Tokens, parse_source
+
+VOCABULARY, MASK = 32_000, 32_000
+TOKENS = Tokens(mask=MASK, plain=torch.arange(VOCABULARY))
+SIZES = ((128, 8), (512, 8), (1024, 4), (4096, 1))  # tokens of a text, texts of a batch
+KAPPA = 0.5
+INNER = 20  # calls of the quick one in a turn
+
+
+@dataclass(frozen=True)
+class Result:
+    """Seconds of each repetition, and their ratio's median."""
+
+    part: str
+    case: str
+    tokens: int
+    batch: int
+    plain_seconds: list[float]
+    ours_seconds: list[float]
+    ratio_median: float
+    equal: bool
+
+
+def pairs(case: str, tokens: int, batch: int) -> list[tuple[list[int], list[int]]]:
+    """(source, target) of every text: half as many masks as tokens, or a draft with 5% of errors."""
+    chance = random.Random(f"{case} {tokens}")
+    made = []
+    for _ in range(batch):
+        target = [chance.randrange(VOCABULARY) for _ in range(tokens)]
+        if case == "masks":
+            made.append(([MASK] * (tokens // 2), target))
+            continue
+        spoilt: list[int] = []
+        for token in target:
+            draw = chance.random()
+            kept = [] if draw < 0.017 else [token] if draw > 0.033 else [chance.randrange(VOCABULARY)]
+            spoilt += kept + ([chance.randrange(VOCABULARY)] if chance.random() < 0.017 else [])
+        made.append((spoilt, target))
+    return made
+
+
+def ours(batch: list[tuple[list[int], list[int]]], draws: torch.Tensor) -> tuple[Coupling, Remaining]:
+    """The production code: aligned columns, and the edits that remain once those with low draws have turned."""
+    rows = [Row([0, *target], [False, *[True] * len(target)], source) for source, target in batch]
+    coupling = couple(rows, parse_source("draft"), TOKENS, "optimal", torch.Generator())
+    columns = torch.where(draws[:, : coupling.source.shape[1]] < KAPPA, coupling.target, coupling.source)
+    return coupling, remaining(columns, coupling.target, show(columns, filler=0))
+
+
+def plain(
+    batch: list[tuple[list[int], list[int]]], draws: list[list[float]]
+) -> list[tuple[list[int], list[int], list[tuple[int, int, int]]]]:
+    """The same, token by token: dynamic programme, mixture, and a count for each remaining edit."""
+    made = []
+    for (source, target), own_draws in zip(batch, draws, strict=True):
+        left, right = needleman_wunsch([0, *source], [0, *target])
+        now = [b if draw < KAPPA else a for a, b, draw in zip(left, right, own_draws, strict=False)]
+        made.append((left, right, [(row, a, b) for row, a, b in _rows(now, right) if a != b]))
+    return made
+
+
+def same_edits(made: list[tuple[list[int], list[int], list[tuple[int, int, int]]]], own: Coupling) -> bool:
+    """Whether both alignments hold the same texts and are equally short; ties they may break otherwise."""
+    pairs = zip(made, own.source.tolist(), own.target.tolist(), strict=True)
+    return all(
+        [t for t in left if t >= 0] == [t for t in own_left if t >= 0]
+        and [t for t in right if t >= 0] == [t for t in own_right if t >= 0]
+        and sum(a != b for a, b in zip(left, right, strict=True))
+        == sum(a != b for a, b in zip(own_left, own_right, strict=True))
+        for (left, right, _), own_left, own_right in pairs
+    )
+
+
+def _rows(now: list[int], target: list[int]) -> list[tuple[int, int, int]]:
+    rows, seen = [], 0
+    for a, b in zip(now, target, strict=True):
+        rows.append((seen - (a == BLANK), a, b))
+        seen += a != BLANK
+    return rows
+
+
+def targets(repeats: int) -> list[Result]:
+    """Training targets, for masks and for drafts with a few errors."""
+    results = []
+    for case in ("masks", "draft"):
+        for tokens, batch in SIZES:
+            made = pairs(case, tokens, batch)
+            draws = torch.rand(batch, 2 * tokens + 2, generator=torch.Generator().manual_seed(0))
+            one = functools.partial(plain, made, draws.tolist())
+            other = functools.partial(ours, made, draws)
+            seconds = alternate(one, other, repeats if tokens < 2000 else 1)
+            ratio = statistics.median(p / o for p, o in zip(*seconds, strict=True))
+            results.append(Result("targets", case, tokens, batch, *seconds, ratio, same_edits(one(), other()[0])))
+    return results
+
+
+def alternate(
+    first: Callable[[], object], second: Callable[[], object], repeats: int
+) -> tuple[list[float], list[float]]:
+    """Seconds of one call of each, turn by turn; of the quick one as the mean of many, as a worker calls it."""
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for _ in range(repeats):
+        start = time.perf_counter()
+        first()
+        middle = time.perf_counter()
+        for _ in range(INNER):
+            second()
+        seconds[0].append(middle - start)
+        seconds[1].append((time.perf_counter() - middle) / INNER)
+    return seconds
+
+
+def machine() -> dict[str, object]:
+    """What the figures were measured on."""
+    model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return {
+        "cpu": model[0].split(":")[1].strip() if model else platform.processor(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+PARTS: dict[str, Callable[[int], list[Result]]] = {"targets": targets}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=[])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"{'part':>8} {'case':>6} {'tokens':>6} {'batch':>5} {'plain ms':>10} {'ours ms':>9} {'ratio':>8}  equal")
+    results = [result for part in args.parts or PARTS for result in PARTS[part](args.repeats)]
+    for r in results:
+        plain_ms, ours_ms = (1000 * statistics.median(each) for each in (r.plain_seconds, r.ours_seconds))
+        print(
+            f"{r.part:>8} {r.case:>6} {r.tokens:>6} {r.batch:>5} {plain_ms:>10.1f} {ours_ms:>9.2f} "
+            f"{r.ratio_median:>8.0f}  {r.equal}"
+        )
+    if args.output:
+        text = json.dumps({"machine": machine(), "results": [asdict(r) for r in results]}, indent=2)
+        partial = args.output.with_suffix(".partial")
+        partial.write_text(text + "\n", encoding="utf-8")
+        partial.replace(args.output)
+
+
+if __name__ == "__main__":
+    main()
