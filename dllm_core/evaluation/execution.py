@@ -186,6 +186,11 @@ def run_program(program: str, limits: Limits | None = None) -> Outcome:
     return Outcome(not answer["reason"], answer["reason"], started["isolated"])
 
 
+def holder() -> str:
+    """What holds programs on this machine: ``namespaces``, or ``interpreter`` where those are not permitted."""
+    return "namespaces" if run_program("").isolated else "interpreter"
+
+
 def _why(status: int | None, limits: Limits) -> str:
     """What ended a program that did not say so itself."""
     if status is None:

@@ -17,8 +17,8 @@ from unittest import mock
 
 from lm_eval import simple_evaluate
 
-from dllm_core.errors import OptionError
 from dllm_core.evaluation.bridge import DiffusionLM
+from dllm_core.evaluation.code_tasks import allowed, refuse_code
 from dllm_core.evaluation.plan import TaskPlan
 from dllm_core.evaluation.processes import rank_and_size
 from dllm_core.evaluation.tasks import load_tasks, local_data, wants_chat
@@ -40,12 +40,14 @@ class RunSettings:
         system: a system message for chats.
         data_dir: local files in place of the hub's data sets.
         with_samples: keep prompts and answers.
+        allow_code: tasks may run what the model wrote.
     """
 
     limit: int | None = None
     system: str | None = None
     data_dir: Path | None = None
     with_samples: bool = False
+    allow_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,13 +129,14 @@ def run(
 
     Raises:
         DataError: data of a task are missing.
-        OptionError: settings that do not go together, or a task that runs code.
+        OptionError: settings that do not go together, or a task that runs code where that is not allowed.
     """
     quieten()
+    if not settings.allow_code:
+        refuse_code(manager, [plan.task for plan in plans])
     loaded = []
     for plan in plans:
         loaded.append(load_tasks(manager, plan.task, settings.data_dir))
-        refuse_code(loaded[-1])
         configure(lm, plan, sampler)
     for plan, tasks in zip(plans, loaded, strict=True):
         configure(lm, plan, sampler)
@@ -180,16 +183,6 @@ def evaluate(
     )
 
 
-def refuse_code(tasks: Mapping[str, Task]) -> None:
-    """Raise OptionError where a task would run what the model wrote."""
-    for name, task in tasks.items():
-        if task.config.unsafe_code:
-            raise OptionError(
-                f"task {name!r} runs code that the model writes; dllm eval does not run code, use python -m "
-                "dllm_core.evaluation run --confirm_run_unsafe_code on a machine that may be lost"
-            )
-
-
 def quieten() -> None:
     """Keep lm-eval from telling what nobody asked."""
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -200,7 +193,7 @@ def _ask(
 ) -> Mapping[str, Any] | None:
     # lm-eval asks git for the commit of the working folder, which complains where that is none; ours is in the report.
     no_commit = mock.patch("lm_eval.evaluator.get_git_commit_hash", return_value=None)
-    with local_data(name, settings.data_dir), no_commit:
+    with local_data(name, settings.data_dir), no_commit, allowed(allow=settings.allow_code):
         return simple_evaluate(
             lm,
             tasks=[name],
@@ -212,6 +205,7 @@ def _ask(
             task_manager=manager,
             log_samples=True,
             bootstrap_iters=BOOTSTRAPS,
+            confirm_run_unsafe_code=settings.allow_code,
             **SEEDS,
         )
 

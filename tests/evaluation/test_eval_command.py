@@ -44,7 +44,6 @@ doc_to_target: label
 metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
 metadata: {version: 1.0}
 """
-CODE = CHOICE.replace("acme_choice", "acme_code").replace("num_fewshot: 0", "num_fewshot: 0\nunsafe_code: true")
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +56,7 @@ def offline(monkeypatch) -> None:
 def tasks(tmp_path: Path) -> Path:
     folder = tmp_path / "tasks"
     folder.mkdir()
-    for name, text in (("qa", QA), ("choice", CHOICE), ("code", CODE)):
+    for name, text in (("qa", QA), ("choice", CHOICE)):
         (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
     return folder
 
@@ -152,12 +151,6 @@ def test_missing_data_are_named_with_the_way_to_get_them(capsys, tasks, tmp_path
     assert code == 2
     assert "'acme/questions' (main)" in err
     assert f"{tmp_path}/questions/main/test.jsonl" in err
-
-
-def test_code_of_a_model_is_not_run(capsys, tasks, data):
-    code, _, err = run(capsys, "--tasks", "acme_code", "--include", tasks, "--data-dir", data)
-    assert code == 2
-    assert "runs code that the model writes" in err
 
 
 def test_a_preset_for_another_family_is_refused():
