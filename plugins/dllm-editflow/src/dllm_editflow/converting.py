@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import torch
+from transformers.utils import logging
 
 from dllm_core.errors import ModelLoadError
 from dllm_core.models.converting import Converted
@@ -94,14 +97,26 @@ def _load(
 ) -> PreTrainedModel:
     """The model with the source's weights, its heads as `EditFlowModel` draws them."""
     made = import_string(f"dllm_editflow.models.classes:EditFlow{row.name}Model")
-    model, found = made.from_pretrained(
-        source, config=config, dtype=dtype, revision=revision, use_safetensors=True, output_loading_info=True
-    )
+    with _quiet():
+        model, found = made.from_pretrained(
+            source, config=config, dtype=dtype, revision=revision, use_safetensors=True, output_loading_info=True
+        )
     if missing := sorted(name for name in found["missing_keys"] if name.partition(".")[0] not in HEADS):
         raise ModelLoadError(
             f"{source} lacks {len(missing)} weights of its architecture ({missing[0]} ...); the checkpoint is not whole"
         )
     return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' report that the heads are missing in the source, which is why one converts."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 @torch.no_grad()
