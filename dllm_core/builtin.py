@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dllm_core.hookspecs import CachePolicySpec, CommitRuleSpec, ObjectiveSpec, SamplerSpec, hookimpl
+from dllm_core.hookspecs import CachePolicySpec, CommitRuleSpec, EvalTaskSpec, ObjectiveSpec, SamplerSpec, hookimpl
 
 
 @hookimpl
@@ -54,4 +54,32 @@ def dllm_samplers() -> Iterator[SamplerSpec | CommitRuleSpec | CachePolicySpec]:
         summary="Keeps the keys and values of finished blocks, under block-causal attention; exact",
         target="dllm_core.samplers.cache:FinishedBlocks",
         source="BD3-LM (arXiv:2503.09573) section 3.3",
+    )
+
+
+@hookimpl
+def dllm_eval_tasks() -> Iterator[EvalTaskSpec]:
+    yield EvalTaskSpec(
+        name="mmlu",
+        summary="MMLU with generated answers, all subjects in one task: dllm_mmlu_letter, dllm_mmlu_choice",
+        target="dllm_core:evaluation/configs/mmlu",
+        source="MMLU (arXiv:2009.03300); lm-eval, mmlu_generative; ZHZisZZ/dllm's fork of lm-eval",
+    )
+    yield EvalTaskSpec(
+        name="hellaswag",
+        summary="HellaSwag as a question with lettered endings, the letter generated: dllm_hellaswag",
+        target="dllm_core:evaluation/configs/hellaswag",
+        source="HellaSwag (arXiv:1905.07830); ZHZisZZ/dllm's fork of lm-eval, hellaswag_gen",
+    )
+    yield EvalTaskSpec(
+        name="humaneval",
+        summary="HumanEval asked in four ways: dllm_humaneval, with _instruct, _complete, _sanitized; runs code",
+        target="dllm_core:evaluation/configs/humaneval",
+        source="HumanEval (arXiv:2107.03374); lm-eval; ZHZisZZ/dllm's fork of lm-eval",
+    )
+    yield EvalTaskSpec(
+        name="mbpp",
+        summary="MBPP asked in four ways: dllm_mbpp, with _instruct, _quoted, _direct; runs code",
+        target="dllm_core:evaluation/configs/mbpp",
+        source="MBPP (arXiv:2108.07732); lm-eval; ZHZisZZ/dllm's fork of lm-eval",
     )

@@ -106,11 +106,11 @@ def _all_but(kind: str, adapter: type[ModelAdapter]) -> str:
 
 
 def parts_table() -> str:
-    """Markdown: one row a sampler, commit rule, cache policy or objective that works on every family able to."""
+    """Markdown: one row a part that is no family, and of families the presets."""
     header = "| part | name | plugin | what it does |\n" + "|---" * 4 + "|\n"
     rows = [
         f"| {kind} | `{component.name}` | `{component.plugin}` | {component.spec.summary} |\n"
-        for kind in ("sampler", "commit rule", "cache policy", "objective")
+        for kind in ("sampler", "commit rule", "cache policy", "objective", "eval task", "eval preset")
         for component in _own(kind)
     ]
     return header + "".join(rows)

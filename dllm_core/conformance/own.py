@@ -10,6 +10,7 @@ from typing import ClassVar
 from dllm_core.conformance.cache_policy import CachePolicyTests
 from dllm_core.conformance.commit_rule import CommitRuleTests
 from dllm_core.conformance.objective import ObjectiveTests
+from dllm_core.conformance.own_tasks import TASK_SUITES
 from dllm_core.conformance.sampler import SamplerTests
 from dllm_core.conformance.suite import Suite
 
@@ -81,4 +82,5 @@ SUITES: list[type[Suite]] = [
     QuotaRule,
     NoCachePolicy,
     FinishedBlocksPolicy,
+    *TASK_SUITES,
 ]

@@ -123,7 +123,8 @@ class TaskSuite(Suite):
         if task.config.unsafe_code and not self.runs_code:
             raise unittest.SkipTest(f"{name} runs what a model wrote, and runs_code is not declared")
         task.set_fewshot_seed(seed=1234)
-        with offline(self.fixture), process_seed(state):
+        allowed = {"HF_ALLOW_CODE_EVAL": "1"} if self.runs_code else {}
+        with offline(self.fixture), process_seed(state), mock.patch.dict(os.environ, allowed):
             results = evaluate(
                 lm=self.answerer(task, right),
                 task_dict={"tasks": {name: task}},

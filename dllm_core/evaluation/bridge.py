@@ -25,7 +25,7 @@ from dllm_core.evaluation.estimates import LikelihoodOptions, estimate
 from dllm_core.evaluation.journal import Batch, Journal, fingerprint, request_key
 from dllm_core.evaluation.likelihood import is_greedy
 from dllm_core.evaluation.processes import gathered, own_share, rank_and_size
-from dllm_core.evaluation.settings import Generation, generation_from
+from dllm_core.evaluation.settings import OF_LIKELIHOOD, Generation, generation_from
 from dllm_core.evaluation.texts import cut_at_stops, encode_pair, encode_prompt, fit_prefix
 from dllm_core.models.loading import load
 from dllm_core.samplers.view import BLOCK_CAUSAL
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 DEFAULT_NEW_TOKENS = 256  # lm-eval's own, where neither the run nor the task says one
 DEFAULT_BLOCK_SIZE = 32
-OF_LIKELIHOOD = ("mc_num", "levels", "mc_batch_size")
 
 
 @dataclass(frozen=True)

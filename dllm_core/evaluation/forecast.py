@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from dllm_core.errors import DataError
 from dllm_core.evaluation.estimates import LikelihoodOptions
 from dllm_core.evaluation.plan import TaskPlan
+from dllm_core.evaluation.settings import OF_LIKELIHOOD
 from dllm_core.evaluation.tasks import load_tasks
 
 if TYPE_CHECKING:
@@ -28,11 +29,12 @@ class Forecast:
 
     Args:
         plan: the plan.
-        requests: prompts to complete, or targets to score; None where the data are missing.
+        requests: prompts to complete, or targets to score; where the data are missing those that the plan states, None
+            where it states none.
         forward_passes: at most so many: every token of every canvas, every copy of every target. The checks whether
             greedy decoding writes a target come on top, one pass or a few each. A pass with guidance takes twice the
             work.
-        problem: why they are not known.
+        problem: why they were not counted.
     """
 
     plan: TaskPlan
@@ -52,10 +54,22 @@ def forecast(
     try:
         tasks = load_tasks(manager, plan.task, data_dir).values()
     except DataError as error:
-        return Forecast(plan, None, None, str(error))
+        return stated(plan, limit=limit, batch_size=batch_size, problem=str(error))
     counted = [_requests(task, limit) for task in tasks]
-    passes = sum(_passes(task, counts, plan, batch_size) for task, counts in zip(tasks, counted, strict=True))
+    passes = sum(
+        _passes(counts, plan, batch_size, _own_length(task)) for task, counts in zip(tasks, counted, strict=True)
+    )
     return Forecast(plan, sum(sum(counts.values()) for counts in counted), passes)
+
+
+def stated(plan: TaskPlan, *, limit: int | None, batch_size: int, problem: str) -> Forecast:
+    """What a plan costs by the number of requests that it states; a limit is of documents, which are not known here."""
+    if plan.requests is None:
+        return Forecast(plan, None, None, problem)
+    scored = bool(set(plan.options) & set(OF_LIKELIHOOD))
+    requests = plan.requests if limit is None or scored else min(limit, plan.requests)
+    counts = Counter({"loglikelihood" if scored else "generate_until": requests})
+    return Forecast(plan, requests, _passes(counts, plan, batch_size, DEFAULT_LENGTH), problem)
 
 
 def _requests(task: Task, limit: int | None) -> Counter[str]:
@@ -66,10 +80,13 @@ def _requests(task: Task, limit: int | None) -> Counter[str]:
     return Counter(instance.request_type for instance in task.instances for _ in range(instance.repeats or 1))
 
 
-def _passes(task: Task, counts: Counter[str], plan: TaskPlan, batch_size: int) -> int:
+def _own_length(task: Task) -> int:
+    return (task.config.generation_kwargs or {}).get("max_gen_toks", DEFAULT_LENGTH)
+
+
+def _passes(counts: Counter[str], plan: TaskPlan, batch_size: int, own_length: int) -> int:
     options, own = plan.options, LikelihoodOptions()
-    tokens = options.get("max_new_tokens") or (task.config.generation_kwargs or {}).get("max_gen_toks", DEFAULT_LENGTH)
-    steps = options.get("steps") or tokens
+    steps = options.get("steps") or options.get("max_new_tokens") or own_length
     texts = counts["generate_until"]
     copies = (sum(counts.values()) - texts) * options.get("mc_num", own.mc_num)
     return math.ceil(texts / batch_size) * steps + math.ceil(copies / options.get("mc_batch_size", own.batch_size))

@@ -13,6 +13,7 @@ A preset is a YAML file::
         options: {max_new_tokens: 512, steps: 512, block_size: 512}
         metric: exact_match,flexible-extract
         published: {official: 69.4, reproduced: 74.7}
+        requests: 1319                   # of all its documents, for a plan without the data
 
 ``defaults`` holds what tasks may say too; of ``options`` both are merged.
 """
@@ -44,6 +45,8 @@ class TaskPlan:
         likelihood: ``masked``, ``block``, or None as of `DiffusionLM`.
         metric: what is compared with the published score, ``exact_match,flexible-extract``.
         published: scores in percent, by who published them.
+        requests: prompts to complete, or targets to score, of all documents of the task; what a plan is costed by where
+            the data are not at hand.
     """
 
     task: str
@@ -55,10 +58,13 @@ class TaskPlan:
     likelihood: str | None = None
     metric: str = ""
     published: Mapping[str, float] = field(default_factory=dict)
+    requests: int | None = None
 
     def __post_init__(self) -> None:
         if self.num_fewshot is not None:
             at_least("num_fewshot", self.num_fewshot, 0)
+        if self.requests is not None:
+            at_least("requests", self.requests, 1)
         one_of("likelihood", self.likelihood, (None, "masked", "block"))
         if self.published and not self.metric:
             raise OptionError(f"task {self.task!r} has published scores and no metric; say which one they are of")
@@ -78,6 +84,7 @@ class Preset:
         adapters: the families that it is for, by the names of their adapters.
         model: what is evaluated where the command line names nothing.
         batch_size: prompts that are generated together, where the command line says nothing.
+        add_bos: put the beginning-of-sequence token in front of prompts, where the command line says nothing.
         tolerance: points that ours may differ from a published score.
         plans: the tasks.
     """
@@ -88,6 +95,7 @@ class Preset:
     model: str
     plans: Sequence[TaskPlan]
     batch_size: int | None = None
+    add_bos: bool | None = None
     tolerance: float = 2.0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -14,7 +14,6 @@ from lm_eval.tasks import TaskManager
 
 from dllm_core import registry
 from dllm_core.errors import DataError, UnknownComponentError, did_you_mean
-from dllm_core.evaluation.code_tasks import code_eval_in_jail, code_tasks
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -32,12 +31,21 @@ def find_tasks(names: Sequence[str], include: Sequence[Path] = ()) -> TaskManage
     Raises:
         UnknownComponentError: no such task, group or tag.
     """
-    folders = [registry.resource_path(entry.spec.target) for entry in registry.components("eval task")]
-    paths = [str(path if path.is_dir() else path.parent) for path in [*folders, *include]]
+    paths = [str(path) for path in (*task_folders(), *include)]
     manager = TaskManager(include_path=paths, include_defaults=False)
     if all(name in manager.task_index for name in names):
         return manager
-    manager = TaskManager(include_path=paths)
+    return known(TaskManager(include_path=paths), names)
+
+
+def task_folders() -> list[Path]:
+    """The folders of the tasks that plugins offer."""
+    found = [registry.resource_path(entry.spec.target) for entry in registry.components("eval task")]
+    return [path if path.is_dir() else path.parent for path in found]
+
+
+def known(manager: TaskManager, names: Sequence[str]) -> TaskManager:
+    """The index itself. Raises UnknownComponentError for a name that it does not have."""
     for name in names:
         if name not in manager.task_index:
             near = did_you_mean(name, manager.task_index)
@@ -51,11 +59,30 @@ def load_tasks(manager: TaskManager, name: str, data_dir: Path | None = None) ->
     """The tasks that a name stands for, with their documents.
 
     Raises:
-        DataError: the data are neither on this machine nor to be had.
+        DataError: the data are neither on this machine nor to be had, or packages of the task are missing.
     """
-    jail = code_eval_in_jail() if code_tasks(manager, name) else nullcontext()
-    with local_data(name, data_dir), jail:
-        return manager.load([name])["tasks"]
+    try:
+        with local_data(name, data_dir):
+            return manager.load([name])["tasks"]
+    except ImportError as error:
+        absent = error.name or getattr(error.__cause__, "name", None) or str(error).partition("\n")[0]
+        raise DataError(
+            f"task {name!r} needs the package {absent}, which is not installed; "
+            "pip install 'lm-eval[math,ifeval]' has what lm-eval's tasks need"
+        ) from error
+
+
+class _Splits(datasets.DatasetDict):
+    """A data set from local files, which names the file that is missing where a task asks for another split."""
+
+    def __init__(self, splits: Mapping[str, datasets.Dataset], *, of: str, folder: Path) -> None:
+        super().__init__(splits)
+        self.of, self.folder = of, folder
+
+    def __getitem__(self, split: str) -> datasets.Dataset:
+        if split not in self:
+            raise DataError(f"{self.of} needs {self.folder / split}.jsonl; this folder has {', '.join(self)} only")
+        return super().__getitem__(split)
 
 
 @contextmanager
@@ -78,7 +105,8 @@ def local_data(task: str, data_dir: Path | None) -> Iterator[None]:
         if found:
             kind = FORMATS[_suffix(next(iter(found.values())))]
             files = {split: str(file) for split, file in found.items()}
-            return original(kind, data_files=files)
+            folder = next(iter(found.values())).parent
+            return _Splits(original(kind, data_files=files), of=f"task {task!r}", folder=folder)
         try:
             return original(path, name, **options)
         except (OSError, ValueError, DatasetsError) as error:  # no network, no such data set, no such file

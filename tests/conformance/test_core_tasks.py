@@ -1,4 +1,4 @@
-"""A good evaluation task passes the suite, in every form that a task may have; the core itself ships none."""
+"""A good evaluation task passes the suite, in every form that a task may have, and so do the core's own."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from dllm_core.conformance import own_tasks, runner
 from dllm_core.conformance.eval_task import EvalTaskTests
 from dllm_core.conformance.suite import Suite
 from dllm_core.conformance.task_suite import cut, offline
@@ -44,6 +45,12 @@ class TestArithmetic(EvalTaskTests):
 
     def load_component(self) -> Path:
         return ARITHMETIC
+
+
+@pytest.mark.parametrize("suite", own_tasks.TASK_SUITES)
+def test_the_tasks_of_the_core_pass(suite: type[EvalTaskTests]) -> None:
+    """By the runner, as ``dllm plugins check core`` runs them; no check is skipped."""
+    assert [(one.check, one.message) for one in runner.run(suite) if one.state != "passed"] == []
 
 
 def edited(folder: Path, *edits: tuple[str, str]) -> Path:

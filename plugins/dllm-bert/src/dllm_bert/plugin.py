@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from dllm_core.hookspecs import ModelAdapterSpec, hookimpl
+from dllm_core.hookspecs import EvalPresetSpec, ModelAdapterSpec, hookimpl
 
 FAMILIES = (("bert", "Bert", "BERT"), ("roberta", "Roberta", "RoBERTa"), ("modernbert", "ModernBert", "ModernBERT"))
 
@@ -18,4 +18,15 @@ def dllm_model_adapters() -> Iterable[ModelAdapterSpec]:
             source="ZHZisZZ/dllm at ca17675, dllm/pipelines/bert (BERT-Chat)",
             target=f"dllm_bert.adapter:{prefix}Adapter",
             model_types=(name,),
+        )
+
+
+@hookimpl
+def dllm_eval_tasks() -> Iterable[EvalPresetSpec]:
+    for size in ("base", "large"):
+        yield EvalPresetSpec(
+            name=f"bert-chat-{size}",
+            summary=f"ModernBERT-{size}-chat as the BERT-Chat report evaluates it",
+            source="ZHZisZZ/dllm at ca17675, examples/bert (BERT-Chat)",
+            target=f"dllm_bert:presets/bert-chat-{size}.yaml",
         )

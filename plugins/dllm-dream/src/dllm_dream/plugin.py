@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from dllm_core.hookspecs import ModelAdapterSpec, SamplerSpec, hookimpl
+from dllm_core.hookspecs import EvalPresetSpec, ModelAdapterSpec, SamplerSpec, hookimpl
 
 # What all of Dream's algorithms have in common: one canvas without blocks, and confidence measured on the distribution
 # that tokens are drawn from. Temperature and nucleus are those of the model cards.
@@ -50,4 +50,15 @@ def dllm_samplers() -> Iterable[SamplerSpec]:
             source="Dream 7B, arXiv 2508.15487; Dream-org/Dream-v0-Base-7B, generation_utils.py",
             defaults={**SHARED, **options},
             families=("dream",),
+        )
+
+
+@hookimpl
+def dllm_eval_tasks() -> Iterable[EvalPresetSpec]:
+    for name, title in (("dream-7b-base", "Dream-v0-Base-7B"), ("dream-7b-instruct", "Dream-v0-Instruct-7B")):
+        yield EvalPresetSpec(
+            name=name,
+            summary=f"{title} as the dllm report evaluates it, beside the official scores",
+            source="Dream 7B, arXiv 2508.15487; ZHZisZZ/dllm, examples/dream/eval.sh",
+            target=f"dllm_dream:presets/{name}.yaml",
         )

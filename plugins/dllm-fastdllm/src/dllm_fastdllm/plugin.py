@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from dllm_core.hookspecs import CachePolicySpec, CommitRuleSpec, SamplerSpec, hookimpl
+from dllm_core.hookspecs import CachePolicySpec, CommitRuleSpec, EvalPresetSpec, SamplerSpec, hookimpl
 
 AS_PUBLISHED = {"suffix_window": None, "stop_at_eos": False}
 
@@ -139,3 +139,15 @@ POLICIES: tuple[CachePolicySpec, ...] = (
 @hookimpl
 def dllm_samplers() -> Iterable[SamplerSpec | CommitRuleSpec | CachePolicySpec]:
     return (*SAMPLERS, *RULES, *POLICIES)
+
+
+@hookimpl
+def dllm_eval_tasks() -> Iterable[EvalPresetSpec]:
+    for family, title in (("llada", "LLaDA-8B-Instruct"), ("dream", "Dream-v0-Base-7B")):
+        for length in (256, 512):
+            yield EvalPresetSpec(
+                name=f"fast-dllm-{family}-{length}",
+                summary=f"Fast-dLLM on {title}, {length} new tokens: caches, thresholds and both, beside the baseline",
+                source="Fast-dLLM, arXiv:2505.22618, tables 1 and 2; ZHZisZZ/dllm, examples/fastdllm",
+                target=f"dllm_fastdllm:presets/fast-dllm-{family}-{length}.yaml",
+            )
