@@ -17,6 +17,8 @@ from dllm_core.config import at_least, parse_assignments
 from dllm_core.errors import OptionError
 
 if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
+
     from dllm_core.evaluation.bridge import DiffusionLM
     from dllm_core.evaluation.plan import Preset, TaskPlan
     from dllm_core.evaluation.runner import TaskResult
@@ -50,6 +52,7 @@ class EvalArguments:
     include: tuple[Path, ...]
     output: Path | None
     log_samples: bool
+    allow_code_execution: bool
     dry_run: bool
     as_json: bool
 
@@ -91,6 +94,7 @@ With --output an interrupted run goes on where it stopped when the same command 
 @click.option("--include", multiple=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder of own tasks.")
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False), metavar="DIR", help=f"Write {RESULTS}.")
 @click.option("--log-samples", is_flag=True, help="Write prompts and answers too; needs --output.")
+@click.option("--allow-code-execution", is_flag=True, help="Run what the model writes, in a jail, to score code tasks.")
 @click.option("--dry-run", is_flag=True, help="Print what would be done, and what it costs in forward passes.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
 def command(**given: Any) -> None:
@@ -115,14 +119,18 @@ def evaluate(arguments: EvalArguments) -> None:
     preset = chosen_preset(arguments)
     plans = preset.plans if preset else chosen_plans(arguments)
     model = arguments.model or (preset.model if preset else first_checkpoint())
+    manager = task_manager(arguments, plans)
     if arguments.dry_run:
-        dry_run(arguments, model, preset, plans)
+        dry_run(arguments, model, preset, plans, manager)
         return
+    from dllm_core.evaluation.code_tasks import refuse_code
     from dllm_core.evaluation.processes import leave, rank_and_size
     from dllm_core.evaluation.report import show
 
+    if not arguments.allow_code_execution:
+        refuse_code(manager, [plan.task for plan in plans])
     lm = load_model(arguments, model, preset)
-    results = run_plans(arguments, lm, model, plans)
+    results = run_plans(arguments, lm, model, plans, manager)
     if rank_and_size()[0] == 0:
         report = as_data(arguments, lm, model, preset, results)
         if arguments.output is not None:
@@ -192,6 +200,15 @@ def chosen_plans(arguments: EvalArguments) -> Sequence[TaskPlan]:
     )
 
 
+def task_manager(arguments: EvalArguments, plans: Sequence[TaskPlan]) -> TaskManager:
+    """lm-eval's index of tasks. Raises UnknownComponentError."""
+    from dllm_core.evaluation.runner import quieten
+    from dllm_core.evaluation.tasks import find_tasks
+
+    quieten()
+    return find_tasks([plan.task for plan in plans], arguments.include)
+
+
 def load_model(arguments: EvalArguments, model: str, preset: Preset | None) -> DiffusionLM:
     """The model, behind lm-eval's interface, with the journal of the output folder.
 
@@ -225,36 +242,31 @@ def load_model(arguments: EvalArguments, model: str, preset: Preset | None) -> D
     )
 
 
-def run_plans(arguments: EvalArguments, lm: DiffusionLM, model: str, plans: Sequence[TaskPlan]) -> list[TaskResult]:
+def run_plans(
+    arguments: EvalArguments, lm: DiffusionLM, model: str, plans: Sequence[TaskPlan], manager: TaskManager
+) -> list[TaskResult]:
     """The results of all plans."""
     from dllm_core.cli.generate import family_sampler
     from dllm_core.evaluation.runner import RunSettings, run
-    from dllm_core.evaluation.tasks import find_tasks
 
     settings = RunSettings(
         limit=arguments.limit,
         system=arguments.system,
         data_dir=arguments.data_dir,
         with_samples=arguments.log_samples,
+        allow_code=arguments.allow_code_execution,
     )
-    manager = find_tasks([plan.task for plan in plans], arguments.include)
     sampler = arguments.sampler or family_sampler(model) or DEFAULT_SAMPLER
     return list(run(lm, plans, manager, settings, sampler=sampler))
 
 
-def dry_run(arguments: EvalArguments, model: str, preset: Preset | None, plans: Sequence[TaskPlan]) -> None:
-    """Print the plan with its cost; no model is loaded.
-
-    Raises:
-        UnknownComponentError: a task that does not exist.
-    """
+def dry_run(
+    arguments: EvalArguments, model: str, preset: Preset | None, plans: Sequence[TaskPlan], manager: TaskManager
+) -> None:
+    """Print the plan with its cost; no model is loaded."""
     from dllm_core.evaluation.forecast import forecast
     from dllm_core.evaluation.report import show_plan
-    from dllm_core.evaluation.runner import quieten
-    from dllm_core.evaluation.tasks import find_tasks
 
-    quieten()
-    manager = find_tasks([plan.task for plan in plans], arguments.include)
     size = batch_size(arguments, preset)
     rows = [
         forecast(plan, manager, limit=arguments.limit, batch_size=size, data_dir=arguments.data_dir) for plan in plans
@@ -275,6 +287,7 @@ def as_data(
     arguments: EvalArguments, lm: DiffusionLM, model: str, preset: Preset | None, results: Sequence[TaskResult]
 ) -> dict[str, object]:
     """The results file: all but ``timing`` is the same each time the same is evaluated."""
+    from dllm_core.evaluation.execution import holder
     from dllm_core.evaluation.journal import fingerprint
     from dllm_core.evaluation.provenance import commit, versions
     from dllm_core.evaluation.runner import SEEDS
@@ -289,6 +302,7 @@ def as_data(
             "batch_size": lm.batch_size,
             "add_bos": lm.add_bos,
             "seeds": {"noise": arguments.seed, **SEEDS},
+            "code_execution": holder() if arguments.allow_code_execution else None,
         },
         "versions": versions(),
         "commit": commit(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -14,6 +14,7 @@ from lm_eval.tasks import TaskManager
 
 from dllm_core import registry
 from dllm_core.errors import DataError, UnknownComponentError, did_you_mean
+from dllm_core.evaluation.code_tasks import code_eval_in_jail, code_tasks
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -61,8 +62,9 @@ def load_tasks(manager: TaskManager, name: str, data_dir: Path | None = None) ->
     Raises:
         DataError: the data are neither on this machine nor to be had, or packages of the task are missing.
     """
+    jail = code_eval_in_jail() if code_tasks(manager, name) else nullcontext()
     try:
-        with local_data(name, data_dir):
+        with local_data(name, data_dir), jail:
             return manager.load([name])["tasks"]
     except ImportError as error:
         absent = error.name or getattr(error.__cause__, "name", None) or str(error).partition("\n")[0]
