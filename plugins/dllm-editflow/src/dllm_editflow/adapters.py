@@ -14,7 +14,7 @@ from dllm_core.plugins import import_string
 from dllm_editflow.models.families import FAMILIES, HEADS, Family
 
 if TYPE_CHECKING:
-    from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+    from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 ADAPTERS = {f"EditFlow{row.name}Adapter": row for row in FAMILIES}
 
@@ -29,6 +29,11 @@ class EditFlowAdapter:
     def for_checkpoint(self, config: Mapping[str, object]) -> ModelAdapter:
         """This one: the model type says all."""
         return self
+
+    def load_tokenizer(self, path: str, *, revision: str | None = None) -> PreTrainedTokenizerBase | None:
+        """As the family's own; transformers is told of the model type first, which it reads beside the tokenizer."""
+        import_string(self.config_class)
+        return super().load_tokenizer(path, revision=revision)
 
     def load_model(
         self,
