@@ -1,13 +1,13 @@
 """Cache policies: which positions of the canvas each step computes anew, and what is kept between steps.
 
-Shapes: R rows, W canvas width, M open positions, Q positions of one forward, V vocabulary.
+Shapes: R rows, W canvas width, M open positions, Q positions of one forward, S slots that are read, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch.nn.attention.flex_attention import BlockMask
@@ -15,7 +15,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from dllm_core.errors import OptionError
 from dllm_core.models.cache import BlockCache
 from dllm_core.models.denoiser import Denoiser
-from dllm_core.samplers.view import BLOCK_CAUSAL, FULL, Answer, Layout, View, in_the_models_form
+from dllm_core.samplers.view import BLOCK_CAUSAL, FULL, Answer, View, in_the_models_form
 
 
 class CacheRun:
@@ -77,36 +77,108 @@ class NoCache(CachePolicy):
         return NoCacheRun(denoiser, rows, length)
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What one forward computes: of each row the positions from ``begin`` to the end of its block.
+class Plan(NamedTuple):
+    """What one forward over a kept canvas computes; the same object as long as steps compute the same.
 
     Args:
-        begin, start: (R, 1) int64, first position computed, first position of the block.
-        positions: (R, Q) int64; shorter rows repeat their last one.
+        begin, start, stop: (R, 1) int64, first position computed, first of the block, and the one after the block.
+        positions: (R, Q) int64, window by window; shorter rows repeat their last one.
         slots: (R, Q) int64, where their keys and values go.
-        pattern: (R, 1, Q, K), in the form that the model takes.
+        pattern: who looks at whom among the slots that are read, in the form that the model takes; None: all at all.
+        reads: S, how many slots are read.
+        carries: whether a row computes the position in front of its block.
+        borrows: with right-shifted logits, take a block's first scores from the position behind it.
+        spares: rows that have no mask left in the block keep the keys and values that they have.
+        guided: the second half of the rows is the unconditional one.
     """
 
     begin: torch.Tensor
     start: torch.Tensor
+    stop: torch.Tensor
     positions: torch.Tensor
     slots: torch.Tensor
-    pattern: torch.Tensor | BlockMask
-
-    @staticmethod
-    def of(layout: Layout, begins: Sequence[int], nowhere: int, denoiser: Denoiser) -> _Plan:
-        spans = torch.tensor([begins, layout.starts, layout.stops], device=layout.ends.device)[..., None]  # (3, R, 1)
-        begin, start, stop = spans
-        width = max(stop - begin for begin, stop in zip(begins, layout.stops, strict=True))
-        columns = begin + torch.arange(width, device=begin.device)
-        positions = columns.minimum(stop - 1)
-        slots = columns.where(columns < stop, nowhere)
-        pattern = in_the_models_form(layout.pattern(positions, max(layout.stops)), denoiser)
-        return _Plan(begin, start, positions, slots, pattern)
+    pattern: torch.Tensor | BlockMask | None
+    reads: int
+    carries: bool
+    borrows: bool = False
+    spares: bool = False
+    guided: bool = False
 
 
-class FinishedBlocksRun(CacheRun):
+def ask(
+    denoiser: Denoiser, cache: BlockCache, plan: Plan, ids: torch.Tensor, at: torch.Tensor, lead: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None, int]:
+    """One forward by a plan. It asks the device nothing, and its shapes follow from those of its arguments.
+
+    Args:
+        ids: (R, W) int64, the canvas.
+        at: (R, M) int64, the open positions.
+        lead: (R, V) scores of each block's first token, for right-shifted families; None: not computed yet.
+
+    Returns:
+        Logits (R, M, V), the lead from now on, and how many positions were projected.
+    """
+    shifted = denoiser.logits_are_shifted
+    carries = shifted and (plan.carries or lead is None)
+    if carries:  # the position before the block is computed now, and perhaps in none of the next steps
+        at = torch.cat([plan.start, at], 1)
+    elif shifted and plan.borrows:
+        at = torch.where(at == plan.start, at + 1, at)
+    at = (at - plan.begin).clamp(0, plan.positions.shape[1] - 1)  # only filler lies outside
+    cache.place(_slots(plan, ids, denoiser.mask_token_id, cache.nowhere), plan.reads)
+    logits = denoiser.logits(
+        ids.gather(1, plan.positions),
+        at=at,
+        position_ids=plan.positions,
+        attention=plan.pattern,
+        cache=cache,
+        lead=lead,
+    )
+    return (logits[:, 1:], logits[:, 0], at.numel()) if carries else (logits, lead, at.numel())
+
+
+def _slots(plan: Plan, ids: torch.Tensor, mask_token_id: int, nowhere: int) -> torch.Tensor:
+    """Rows that have no mask left in the block keep what they have: alone, they would have gone on. -> (R, Q)"""
+    if not plan.spares:
+        return plan.slots
+    columns = torch.arange(ids.shape[1], device=ids.device)
+    inside = (columns >= plan.start) & (columns < plan.stop)  # (R, W)
+    open_ = ((ids == mask_token_id) & inside).any(1, keepdim=True)  # (R, 1)
+    if plan.guided:  # of the half that is shown the prompt; the other may see masks in place of given tokens
+        open_ = open_.chunk(2)[0].repeat(2, 1)
+    return torch.where(open_, plan.slots, nowhere)
+
+
+class KeptRun(CacheRun):
+    """Keys and values of the whole canvas in one buffer, of which every forward overwrites what it computes.
+
+    A subclass says in `plan_of` what a step computes. It follows from the canvas and the number of the step, never from
+    what the model answered, so that it is known on the host.
+    """
+
+    def __init__(self, denoiser: Denoiser, rows: int, length: int) -> None:
+        super().__init__(denoiser, rows, length)
+        self.cache_bytes = BlockCache.bytes_needed(denoiser.bare_model.config, rows, length, denoiser.dtype)
+        check_memory(self.cache_bytes, rows, length, denoiser.device)
+        self.cache = BlockCache(rows, length)
+        self.plan: Plan | None = None
+        self.lead: torch.Tensor | None = None  # (R, V) scores of each block's first token, for right-shifted families
+
+    def plan_of(self, view: View) -> Plan:
+        """What that step computes; asked once a step, in order."""
+        raise NotImplementedError
+
+    def logits(self, view: View) -> Answer:
+        plan = self.plan = self.plan_of(view)
+        logits, self.lead, projected = ask(self.denoiser, self.cache, plan, view.input_ids, view.at, self.lead)
+        return Answer(logits, plan.positions.numel(), projected)
+
+    def keep(self, rows: torch.Tensor) -> None:
+        self.cache.select(rows)
+        self.lead = None if self.lead is None else self.lead[rows]
+
+
+class FinishedBlocksRun(KeptRun):
     """Keys and values of everything in front of the block stay; those of the block are overwritten at every step.
 
     The first step of a block computes the block before it once more, whose last tokens were still masks when it was
@@ -115,40 +187,31 @@ class FinishedBlocksRun(CacheRun):
 
     def __init__(self, denoiser: Denoiser, rows: int, length: int) -> None:
         super().__init__(denoiser, rows, length)
-        self.cache_bytes = BlockCache.bytes_needed(denoiser.bare_model.config, rows, length, denoiser.dtype)
-        check_memory(self.cache_bytes, rows, length, denoiser.device)
-        self.cache = BlockCache(rows, length)
         self.final = [0] * rows  # tokens of each row whose keys and values will not change any more
-        self.plan: _Plan | None = None
-        self.lead: torch.Tensor | None = None  # (R, V) scores of each block's first token, for right-shifted families
 
-    def logits(self, view: View) -> Answer:
-        if view.step < 2:  # later steps compute what the second one does
-            begins = self.final if view.step == 0 else view.layout.starts
-            self.plan = _Plan.of(view.layout, begins, self.cache.nowhere, self.denoiser)
-        plan, at = self.plan, view.at
-        carries = view.step == 0 and self.denoiser.logits_are_shifted
-        if carries:  # the position before the block is computed now, and in none of the block's later steps
-            at = torch.cat([plan.start, at], 1)
-        at = (at - plan.begin).clamp(0, plan.positions.shape[1] - 1)  # only filler lies outside
-        self.cache.place(plan.slots, max(view.layout.stops))
-        logits = self.denoiser.logits(
-            view.input_ids.gather(1, plan.positions),
-            at=at,
-            position_ids=plan.positions,
-            attention=plan.pattern,
-            cache=self.cache,
-            lead=self.lead,
-        )
+    def plan_of(self, view: View) -> Plan:
+        if view.step >= 2:  # later steps compute what the second one does
+            return self.plan
+        begins = self.final if view.step == 0 else view.layout.starts
         self.final = list(view.layout.starts)
-        if carries:
-            self.lead, logits = logits[:, 0], logits[:, 1:]
-        return Answer(logits, plan.positions.numel(), at.numel())
+        return self._plan_from(view, begins)
 
     def keep(self, rows: torch.Tensor) -> None:
-        self.cache.select(rows)
+        super().keep(rows)
         self.final = [self.final[row] for row in rows.tolist()]
-        self.lead = None if self.lead is None else self.lead[rows]
+
+    def _plan_from(self, view: View, begins: Sequence[int]) -> Plan:
+        """Of each row the positions from ``begins`` to the end of its block."""
+        layout, reads = view.layout, max(view.layout.stops)
+        spans = torch.tensor([begins, layout.starts, layout.stops], device=layout.ends.device)[..., None]  # (3, R, 1)
+        begin, start, stop = spans
+        width = max(stop - begin for begin, stop in zip(begins, layout.stops, strict=True))
+        columns = begin + torch.arange(width, device=begin.device)
+        positions = columns.minimum(stop - 1)
+        slots = columns.where(columns < stop, self.cache.nowhere)
+        pattern = in_the_models_form(layout.pattern(positions, reads), self.denoiser)
+        # The position before the block is computed in its first step, and in none of the later ones.
+        return Plan(begin, start, stop, positions, slots, pattern, reads, carries=view.step == 0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 from dllm_fastdllm import Delayed, Dual, Interval, Prefix, Vicinity
-from dllm_fastdllm.caches import window
 from dllm_fastdllm.caches.interval import IntervalRun, how_far
 from dllm_fastdllm.caches.window import Place, WindowRun
 from hypothesis import given, settings
@@ -18,6 +17,7 @@ from dllm_core.conformance.deep import deep_denoiser
 from dllm_core.errors import OptionError
 from dllm_core.models.cache import BlockCache
 from dllm_core.samplers import MDLMSampler
+from dllm_core.samplers import cache as kept
 
 VOCAB, LENGTH, EOS, PAD = 9, 48, 7, 8
 PROMPTS = [[1, 2, 3, 4, 5], [6, 5], [2, 3, 1, 0, 4, 5, 2, 1]]
@@ -267,11 +267,11 @@ def test_counts_are_those_of_the_windows():
 
 def test_memory_is_stated_before_it_is_taken(monkeypatch):
     taken = []
-    monkeypatch.setattr(window, "check_memory", lambda *asked: taken.append(asked))
+    monkeypatch.setattr(kept, "check_memory", lambda *asked: taken.append(asked))
     monkeypatch.setattr(
-        window, "BlockCache", lambda *size: pytest.fail("taken first") if not taken else BlockCache(*size)
+        kept, "BlockCache", lambda *size: pytest.fail("taken first") if not taken else BlockCache(*size)
     )
-    monkeypatch.setattr(window.BlockCache, "bytes_needed", BlockCache.bytes_needed, raising=False)
+    monkeypatch.setattr(kept.BlockCache, "bytes_needed", BlockCache.bytes_needed, raising=False)
     state = sampler("dual", model()).start(PROMPTS)
     layers, heads, size, slots = 3, 1, 8, 8 + 12 + 1
     assert state.stats.cache_bytes == taken[0][0] == 2 * layers * 3 * heads * slots * size * 8  # float64
@@ -310,8 +310,8 @@ def test_a_borrowed_lead_is_that_of_the_position_behind():
 class NoPatternRun(WindowRun):
     """Drops the attention mask, as published."""
 
-    def _plan(self, view):
-        return replace(super()._plan(view), pattern=None)
+    def plan_of(self, view):
+        return super().plan_of(view)._replace(pattern=None)
 
 
 class StaleRun(WindowRun):
@@ -322,15 +322,15 @@ class StaleRun(WindowRun):
         self.begun = view.step if first else 1
         return super().logits(view)
 
-    def _plan(self, view):
-        return super()._plan(view if self.begun == 0 else replace(view, step=max(1, view.step)))
+    def plan_of(self, view):
+        return super().plan_of(view if self.begun == 0 else replace(view, step=max(1, view.step)))
 
 
 class UnrotatedRun(WindowRun):
     """Rotates the window's keys as if it began at position 0."""
 
-    def _plan(self, view):
-        plan = super()._plan(view)
+    def plan_of(self, view):
+        plan = super().plan_of(view)
         self.denoiser = Unplaced(self.denoiser)
         return plan
 
@@ -351,8 +351,8 @@ class Unplaced:
 class CountsTheOthersStepsRun(WindowRun):
     """Computes a row that has nothing left to write as long as the others of its batch go on."""
 
-    def _slots(self, plan, view):
-        return plan.slots
+    def plan_of(self, view):
+        return super().plan_of(view)._replace(spares=False)
 
 
 def running(policy, run):

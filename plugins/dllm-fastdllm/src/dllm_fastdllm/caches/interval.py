@@ -7,15 +7,15 @@ G key and value heads, C head_dim.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from dllm_core.config import at_least, within
 from dllm_core.models.denoiser import Denoiser
-from dllm_core.samplers.cache import CacheRun
+from dllm_core.samplers.cache import CacheRun, Plan
 from dllm_core.samplers.view import Answer, Layout, View
-from dllm_fastdllm.caches.window import Place, Plan, WindowPolicy, WindowRun, keys_there
+from dllm_fastdllm.caches.window import Place, WindowPolicy, WindowRun, keys_there
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +83,9 @@ class IntervalRun(WindowRun):
         super().keep(rows)
         self.turned = None if self.turned is None else self.turned[rows]
 
-    def _plan(self, view: View) -> Plan:
-        before, plan = self.plan, super()._plan(view)
-        if self.policy.between(view.step) and plan is not before:
-            self.plan = plan = self._with_moving(plan, view.layout)
-        return plan
+    def plan_of(self, view: View) -> Plan:
+        before, plan = self.plan, super().plan_of(view)
+        return self._with_moving(plan, view.layout) if self.policy.between(view.step) and plan is not before else plan
 
     def _with_moving(self, plan: Plan, layout: Layout) -> Plan:
         """The block, and behind it in the forward what turned most in the rest of the response."""
@@ -106,7 +104,7 @@ class IntervalRun(WindowRun):
         positions = torch.cat([plan.positions, moving], 1)  # (R, Q)
         slots = torch.cat([plan.slots, moving.where(there, self.cache.nowhere)], 1)
         pattern = keys_there(layout, positions.shape[1], self.denoiser)
-        return replace(plan, positions=positions, slots=slots, pattern=pattern)
+        return plan._replace(positions=positions, slots=slots, pattern=pattern)
 
     def _moving(self, place: Place, reach: int, masks: int) -> int:
         """How many positions of a row are computed beside its block; the last position of the canvas never is."""

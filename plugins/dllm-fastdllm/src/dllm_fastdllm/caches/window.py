@@ -21,10 +21,9 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from dllm_core.config import at_least
 from dllm_core.models.attention import attention_from
-from dllm_core.models.cache import BlockCache
 from dllm_core.models.denoiser import Denoiser
-from dllm_core.samplers.cache import CachePolicy, CacheRun, check_memory
-from dllm_core.samplers.view import FULL, Answer, Layout, View
+from dllm_core.samplers.cache import CachePolicy, CacheRun, KeptRun, Plan
+from dllm_core.samplers.view import FULL, Layout, View
 
 
 class Place(NamedTuple):
@@ -91,40 +90,6 @@ class WindowPolicy(CachePolicy):
         return self.refresh_every is not None and step % self.refresh_every == 0
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What one forward computes.
-
-    Args:
-        begin, start, stop: (R, 1) int64, first position computed, first of the block, and the one after the block.
-        positions: (R, Q) int64; shorter rows repeat their last one.
-        slots: (R, Q) int64, where their keys and values go.
-        pattern: who looks at whom, in the form that the model takes; None: everyone at all.
-        carries: whether a row computes the position in front of its block.
-    """
-
-    begin: torch.Tensor
-    start: torch.Tensor
-    stop: torch.Tensor
-    positions: torch.Tensor
-    slots: torch.Tensor
-    pattern: torch.Tensor | BlockMask | None
-    carries: bool
-
-    @staticmethod
-    def of(layout: Layout, windows: Sequence[tuple[int, int]], nowhere: int, denoiser: Denoiser) -> Plan:
-        device = layout.ends.device
-        spans = [_span(*each) for each in zip(windows, layout.reaches, layout.lengths, strict=True)]
-        begins, ends, counts, lasts = zip(*spans, strict=True)
-        told = torch.tensor([begins, ends, counts, lasts, layout.starts, layout.stops], device=device)  # (6, R)
-        begin, end, count, last, start, stop = told[..., None]  # (R, 1) each
-        columns = torch.arange(max(counts), device=device)  # (Q,)
-        positions = torch.where(begin + columns < end, begin + columns, last)  # (R, Q)
-        pattern = keys_there(layout, positions.shape[1], denoiser)
-        carries = any(a < b for a, b in zip(begins, layout.starts, strict=True))
-        return Plan(begin, start, stop, positions, positions.where(columns < count, nowhere), pattern, carries)
-
-
 def keys_there(layout: Layout, queries: int, denoiser: Denoiser) -> torch.Tensor | BlockMask | None:
     """Everyone may look at every key that a row has, in the form that the model takes; None where all rows have all.
 
@@ -157,48 +122,30 @@ def _span(window: tuple[int, int], reach: int, length: int) -> tuple[int, int, i
     return begin, end, end - begin + has_tail, length - 1 if has_tail else end - 1
 
 
-class WindowRun(CacheRun):
+class WindowRun(KeptRun):
     """Keys and values of the whole canvas, those of the window overwritten in place at every step."""
 
     def __init__(self, policy: WindowPolicy, denoiser: Denoiser, rows: int, length: int) -> None:
         super().__init__(denoiser, rows, length)
         self.policy = policy
-        self.cache_bytes = BlockCache.bytes_needed(denoiser.bare_model.config, rows, length, denoiser.dtype)
-        check_memory(self.cache_bytes, rows, length, denoiser.device)
-        self.cache = BlockCache(rows, length)
-        self.lead: torch.Tensor | None = None  # (R, V) scores of each block's first token, for right-shifted families
         self.places: list[Place] = [NOWHERE] * rows
         self.windows: list[tuple[int, int]] = []
-        self.plan: Plan | None = None
-
-    def logits(self, view: View) -> Answer:
-        if view.step == 0:
-            self._open(view.layout)
-        plan = self._plan(view)
-        shifted = self.denoiser.logits_are_shifted
-        at, carries = view.at, shifted and (plan.carries or self.lead is None)
-        if carries:  # the position before the block is computed now, and perhaps in none of the next steps
-            at = torch.cat([plan.start, at], 1)
-        elif shifted and self.policy.borrow_lead:
-            at = torch.where(at == plan.start, at + 1, at)
-        at = (at - plan.begin).clamp(0, plan.positions.shape[1] - 1)  # only filler lies outside
-        self.cache.place(self._slots(plan, view), max(view.layout.lengths))
-        logits = self.denoiser.logits(
-            view.input_ids.gather(1, plan.positions),
-            at=at,
-            position_ids=plan.positions,
-            attention=plan.pattern,
-            cache=self.cache,
-            lead=self.lead,
-        )
-        if carries:
-            self.lead, logits = logits[:, 0], logits[:, 1:]
-        return Answer(logits, plan.positions.numel(), at.numel())
 
     def keep(self, rows: torch.Tensor) -> None:
-        self.cache.select(rows)
+        super().keep(rows)
         self.places = [self.places[row] for row in rows.tolist()]
-        self.lead = None if self.lead is None else self.lead[rows]
+
+    def plan_of(self, view: View) -> Plan:
+        if view.step == 0:
+            self._open(view.layout)
+        windows = [
+            self.policy.window(view.step, place) if masks else (stop, stop)
+            for place, masks, stop in zip(self.places, view.layout.masks, view.layout.stops, strict=True)
+        ]
+        if self.plan is None or windows != self.windows:
+            self.windows = windows
+            return self._plan_from(view, windows)
+        return self.plan
 
     def _open(self, layout: Layout) -> None:
         """Note where each row stands; one that only waits for others, without a mask in this block, stays."""
@@ -209,21 +156,25 @@ class WindowRun(CacheRun):
                 origin = start if before is NOWHERE else before.origin
                 self.places[row] = Place(start, stop, length, before.start, before.written + 1, origin)
 
-    def _plan(self, view: View) -> Plan:
-        windows = [
-            self.policy.window(view.step, place) if masks else (stop, stop)
-            for place, masks, stop in zip(self.places, view.layout.masks, view.layout.stops, strict=True)
-        ]
-        if self.plan is None or windows != self.windows:
-            self.plan = Plan.of(view.layout, windows, self.cache.nowhere, self.denoiser)
-            self.windows = windows
-        return self.plan
-
-    def _slots(self, plan: Plan, view: View) -> torch.Tensor:
-        """Rows that have no mask left in the block keep what they have: alone, they would have gone on. -> (R, Q)"""
-        columns = torch.arange(view.input_ids.shape[1], device=plan.begin.device)
-        inside = (columns >= plan.start) & (columns < plan.stop)  # (R, W)
-        open_ = ((view.input_ids == self.denoiser.mask_token_id) & inside).any(1, keepdim=True)  # (R, 1)
-        if view.layout.guided:  # of the half that is shown the prompt; the other may see masks in place of given tokens
-            open_ = open_.chunk(2)[0].repeat(2, 1)
-        return torch.where(open_, plan.slots, self.cache.nowhere)
+    def _plan_from(self, view: View, windows: Sequence[tuple[int, int]]) -> Plan:
+        """Of each row the positions of its window, which a suffix window may cut."""
+        layout, device = view.layout, view.layout.ends.device
+        spans = [_span(*each) for each in zip(windows, layout.reaches, layout.lengths, strict=True)]
+        begins, ends, counts, lasts = zip(*spans, strict=True)
+        told = torch.tensor([begins, ends, counts, lasts, layout.starts, layout.stops], device=device)  # (6, R)
+        begin, end, count, last, start, stop = told[..., None]  # (R, 1) each
+        columns = torch.arange(max(counts), device=device)  # (Q,)
+        positions = torch.where(begin + columns < end, begin + columns, last)  # (R, Q)
+        return Plan(
+            begin,
+            start,
+            stop,
+            positions,
+            slots=positions.where(columns < count, self.cache.nowhere),
+            pattern=keys_there(layout, positions.shape[1], self.denoiser),
+            reads=max(layout.lengths),
+            carries=any(a < b for a, b in zip(begins, layout.starts, strict=True)),
+            borrows=self.policy.borrow_lead,
+            spares=True,
+            guided=layout.guided,
+        )
