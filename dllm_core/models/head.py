@@ -135,7 +135,7 @@ def score(head: nn.Module, rows: Tensor, targets: Tensor) -> Tensor:
     if len(rows) and _is_plain(head):
         return _score_linear(rows, head.weight, head.bias, targets)
     # No rows go through the head as one empty chunk: DDP waits for its weights' gradients, though they are zero.
-    count = _rows_of_a_chunk(head, rows)
+    count = rows_of_a_chunk(head, rows)
     parts = []
     for some, wanted in zip(rows.split(count), targets.split(count), strict=True):
         parts.append(checkpoint(_score_chunk, head, some, wanted, use_reentrant=False))
@@ -151,7 +151,8 @@ def _is_plain(head: nn.Module) -> bool:
     return type(head) is nn.Linear and "forward" not in vars(head) and not isinstance(head.weight, DTensor)
 
 
-def _rows_of_a_chunk(head: nn.Module, rows: Tensor) -> int:
+def rows_of_a_chunk(head: nn.Module, rows: Tensor) -> int:
+    """How many of the rows (N, H) a head projects at one time, within its own call."""
     if _gathers_by_parts(
         head
     ):  # at every call: processes with different N must not call it a different number of times

@@ -9,12 +9,14 @@ Shapes: B batch, L tokens, S substitutions, I insertions, U rows projected, T to
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dllm_core.models.head import rows_of_a_chunk
 from dllm_editflow.columns import Remaining
 from dllm_editflow.reading import read_edits
 
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from dllm_core.models.denoiser import Denoiser
     from dllm_editflow.models.heads import EditStates
 
-PIECE_ELEMENTS = 2**25  # logits that are whole at one time
 ANY = -1  # as a row's own token: none is left out
 
 
@@ -105,9 +106,35 @@ def joined(first: Wanted, second: Wanted) -> Wanted:
 def score_rows(head: nn.Module, wanted: Wanted) -> Tensor:
     """-log p of the tokens to score (T,), float32.
 
-    Where there are no rows the head is called all the same, on none: it has a gradient, though it be zero.
+    The head is called once, on no rows, also where there are none to score, and the pieces are scored within that call.
+    Where weights are spread over processes they are gathered around a call, in all processes or in none; these have
+    different numbers of rows. See `dllm_core.models.head.rows_scored`.
     """
-    count = max(1, PIECE_ELEMENTS // max(1, _columns(head)))
+    thread = threading.get_ident()
+    waiting: list[Tensor] = []
+
+    def before(_: nn.Module, inputs: tuple) -> tuple | None:
+        if threading.get_ident() != thread:
+            return None
+        waiting.append(inputs[0])
+        return (inputs[0][:0],)
+
+    def after(own: nn.Module, _: tuple, logits: Tensor) -> Tensor | None:
+        if threading.get_ident() != thread:
+            return None
+        return _in_pieces(own, wanted._replace(hidden=waiting.pop()))
+
+    handles = [head.register_forward_pre_hook(before), head.register_forward_hook(after, prepend=True)]
+    try:
+        return head(wanted.hidden)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _in_pieces(head: nn.Module, wanted: Wanted) -> Tensor:
+    """As of `score_rows`."""
+    count = rows_of_a_chunk(head, wanted.hidden)
     edges = torch.arange(0, max(1, len(wanted.hidden)), count, device=wanted.owners.device)
     splits = torch.searchsorted(wanted.owners, edges)[1:].tolist()
     pieces = (wanted.hidden.split(count), wanted.own.split(count))
@@ -120,11 +147,7 @@ def score_rows(head: nn.Module, wanted: Wanted) -> Tensor:
 
 
 def _piece(head: nn.Module, hidden: Tensor, own: Tensor, owners: Tensor, targets: Tensor) -> Tensor:
-    logits = head(hidden)  # (U, V)
+    logits = head.forward(hidden)  # (U, V)
     left_out = (own != ANY)[:, None] & (torch.arange(logits.shape[1], device=own.device) == own[:, None])
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).masked_fill(left_out, -torch.inf)
     return logits.logsumexp(1)[owners] - logits[owners, targets]
-
-
-def _columns(head: nn.Module) -> int:
-    return head.weight.shape[0] if hasattr(head, "weight") else 2**17
