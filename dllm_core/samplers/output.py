@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 
@@ -15,9 +15,37 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+class Edit(Protocol):
+    """One edit of a row, as samplers that insert and delete report it; a sampler's own record of it will do.
+
+    Edits of one step happen at once, so all positions count in the row before the step.
+
+    Args:
+        kind: what happens.
+        position: of the token that is substituted or deleted; an insertion stands behind it, -1: in front of all.
+        old: id of the token that goes; None for an insertion.
+        new: id of the token that comes; None for a deletion.
+    """
+
+    @property
+    def kind(self) -> Literal["insert", "delete", "substitute"]: ...
+
+    @property
+    def position(self) -> int: ...
+
+    @property
+    def old(self) -> int | None: ...
+
+    @property
+    def new(self) -> int | None: ...
+
+
 @dataclass(frozen=True)
 class Step:
     """One denoising step.
+
+    A sampler that inserts and deletes may give back a canvas of another length than the step before, filled up on the
+    right; ``edits`` then says how each row came from the one before.
 
     Args:
         index: number of the step, from 0.
@@ -26,6 +54,8 @@ class Step:
         committed: (B, L) bool, positions that the step wrote.
         confidence: (B, L) float32, at the positions that were proposed; nan elsewhere.
         done: (B,) bool, rows that are finished.
+        edits: of each row its edits in order of position, a change of a token before an insertion behind it; None where
+            every position keeps its place.
     """
 
     index: int
@@ -34,6 +64,7 @@ class Step:
     committed: torch.Tensor
     confidence: torch.Tensor
     done: torch.Tensor
+    edits: Sequence[Sequence[Edit]] | None = None
 
 
 @dataclass
