@@ -67,14 +67,14 @@ class LazyGroup(click.Group):
 
 
 EPILOG = """\b
-Examples:
-  dllm run                            a bundled model at work
-  dllm run "reverse planet" --steps 8
-  dllm plugins show core              what the core provides, and its sources
-
-\b
 DLLM_PLUGINS=a,b loads only these plugins, an empty value none.
 DLLM_DEBUG=1 shows tracebacks.
+
+\b
+Examples:
+  dllm run                                         a bundled model at work
+  dllm run "reverse planet" --steps 8
+  dllm plugins show core                           what the core provides, and its sources
 """
 
 root = LazyGroup(

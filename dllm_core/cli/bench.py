@@ -52,15 +52,15 @@ class BenchArguments:
 
 
 EPILOG = """\b
+A prompts file has one JSON object a line, as for dllm run; where a line has an "answer", the text that is generated
+counts as right if it is the same to the last character.
+
+\b
 Examples:
   dllm bench                                       the installed samplers on a bundled model
   dllm bench --vary steps=8,16,32 --plot steps.png
   dllm bench --vary commit=quota,threshold --vary threshold=0.7,0.9 --count 14
   dllm bench --model FOLDER --prompts-file prompts.jsonl --sampler mdlm --output results
-
-\b
-A prompts file has one JSON object a line, as for dllm run; where a line has an "answer", the text that is generated
-counts as right if it is the same to the last character.
 """
 
 

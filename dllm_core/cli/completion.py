@@ -9,6 +9,7 @@ VARIABLE = "_DLLM_COMPLETE"  # click's own choice for a program called dllm
 EPILOG = """\b
 Examples:
   dllm completion bash >> ~/.bashrc
+  dllm completion zsh >> ~/.zshrc                  below the line that calls compinit
   dllm completion fish > ~/.config/fish/completions/dllm.fish
 """
 

@@ -11,8 +11,8 @@ from dllm_core.cli.output import working
 
 EPILOG = """\b
 Examples:
-  dllm convert --to a2d OWNER/MODEL my-model
-  dllm convert --to a2d my-causal-model my-model --shift --dtype bfloat16
+  dllm convert OWNER/MODEL my-model --to a2d
+  dllm convert my-causal-model my-shifted-model --to a2d --shift --dtype bfloat16
 """
 
 

@@ -39,22 +39,33 @@ def with_options(function: Callable) -> Callable:
     return function
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+EPILOG = """\b
+Examples:
+  dllm data show chats.jsonl                       what is learned of the first three
+  dllm data prepare chats.jsonl chats              once; then: dllm train ... data.dataset=chats
+"""
+PREPARE_EPILOG = """\b
+Examples:
+  dllm data prepare chats.jsonl chats --max-length 256 --truncation filter
+  dllm data prepare "tatsu-lab/alpaca[train:1000]|chats.jsonl" both --tokenizer FOLDER --processes 4
+"""
+SHOW_EPILOG = """\b
+Examples:
+  dllm data show chats.jsonl -n 1
+  dllm data show "questions.csv[prompt:question,response:answer]" --learn-prompt
+"""
+
+
+@click.group(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 def command() -> None:
     """Prepare data sets for training, and look at what is learned of them.
 
     SPEC names data sets: NAME[key:value,...], several joined by | or +. NAME is a file (json, jsonl, txt, parquet,
     csv), a folder, or a hub id; train:1000 and test:5% limit rows, prompt:COLUMN and the like name columns.
-
-    \b
-    Examples:
-      dllm data show chats.jsonl
-      dllm data prepare "tatsu-lab/alpaca[test:5%]" alpaca --tokenizer my-model
-      dllm train --recipe my.yaml --output out data.dataset=alpaca
     """
 
 
-@command.command("prepare")
+@command.command("prepare", epilog=PREPARE_EPILOG)
 @click.argument("spec")
 @click.argument("output", type=click.Path(path_type=Path))
 @with_options
@@ -86,7 +97,7 @@ def prepare_command(
         click.echo(f"Prepared data in {output}")
 
 
-@command.command("show")
+@command.command("show", epilog=SHOW_EPILOG)
 @click.argument("spec")
 @with_options
 @click.option("--count", "-n", type=click.IntRange(min=1), default=3, show_default=True, help="Examples to show.")

@@ -58,15 +58,15 @@ class EvalArguments:
 
 
 EPILOG = """\b
-Examples:
-  dllm eval --preset NAME                          the table of a paper or README
-  dllm eval --preset NAME --dry-run                what it would cost
-  dllm eval --model FOLDER --tasks gsm8k --num-fewshot 5 -o block_size=32 --output out
-  dllm eval --model FOLDER --tasks arc_easy --mc-num 32 --data-dir data
-  accelerate launch -m dllm_core eval --model FOLDER --tasks gsm8k --output out
+With --output an interrupted run goes on where it stopped when the same command is given again.
 
 \b
-With --output an interrupted run goes on where it stopped when the same command is given again.
+Examples:
+  dllm eval --preset PRESET                        the table of a paper or README
+  dllm eval --preset PRESET --dry-run              what it would cost
+  dllm eval --model FOLDER --tasks TASK --num-fewshot 2 -o block_size=32 --output out
+  dllm eval --model FOLDER --tasks TASK --limit 100 --log-samples --output small
+  accelerate launch -m dllm_core eval --model FOLDER --tasks TASK --output out
 """
 
 

@@ -11,8 +11,8 @@ from dllm_core.cli.output import working
 
 EPILOG = """\b
 Examples:
-  dllm merge owner/model my-adapter my-model
-  dllm merge my-base my-adapter my-model --dtype bfloat16
+  dllm merge OWNER/MODEL my-adapter my-model
+  dllm merge FOLDER my-adapter my-half-model --dtype bfloat16
 """
 
 

@@ -12,9 +12,9 @@ from dllm_core.plugins import installed_host
 from dllm_core.scaffold import KINDS, plugin_name, write_package
 
 EPILOG = """\b
-Example:
-  dllm plugins new acme --kind sampler
-  cd dllm-acme && pip install -e ".[test]" && pytest
+Examples:
+  dllm plugins new acme --kind sampler             and then: cd dllm-acme && pip install -e ".[test]" && pytest
+  dllm plugins new acme-exam --kind task --output plugins
 """
 # What shows the new component at work.
 TRY = {

@@ -27,10 +27,32 @@ HEADINGS = {
 }
 COLOURS = {"ok": "green", "disabled": "yellow"}  # every other state is red
 
+EPILOG = """\b
+Examples:
+  dllm plugins
+  dllm plugins show core                           what the core provides, and its sources
+  dllm plugins new acme --kind sampler             begin one
+"""
+LIST_EPILOG = """\b
+Examples:
+  dllm plugins list
+  dllm plugins list --json
+"""
+SHOW_EPILOG = """\b
+Examples:
+  dllm plugins show core
+  dllm plugins show core --json
+"""
+CHECK_EPILOG = """\b
+Examples:
+  dllm plugins check PLUGIN
+  dllm plugins check PLUGIN --json > report.json
+"""
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
 
 
-@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(invoke_without_command=True, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @json_option
 @click.pass_context
 def command(ctx: click.Context, as_json: bool) -> None:
@@ -42,7 +64,7 @@ def command(ctx: click.Context, as_json: bool) -> None:
 command.add_command(new.command)
 
 
-@command.command("list")
+@command.command("list", epilog=LIST_EPILOG)
 @json_option
 @click.pass_context
 def list_command(ctx: click.Context, as_json: bool) -> None:
@@ -50,7 +72,7 @@ def list_command(ctx: click.Context, as_json: bool) -> None:
     print_plugins(as_json or group_says_json(ctx))
 
 
-@command.command("show")
+@command.command("show", epilog=SHOW_EPILOG)
 @click.argument("name")
 @json_option
 @click.pass_context
@@ -63,7 +85,7 @@ def show_command(ctx: click.Context, name: str, as_json: bool) -> None:
         click.echo("\n".join(explain(record)))
 
 
-@command.command("check")
+@command.command("check", epilog=CHECK_EPILOG)
 @click.argument("name")
 @json_option
 @click.pass_context

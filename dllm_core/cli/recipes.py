@@ -10,23 +10,33 @@ import click
 from dllm_core.cli.plugins import group_says_json, json_option
 from dllm_core.errors import UsageError
 
+EPILOG = """\b
+Examples:
+  dllm recipes
+  dllm recipes show RECIPE > own.yaml              and then: dllm train --recipe own.yaml --output out
+"""
+LIST_EPILOG = """\b
+Examples:
+  dllm recipes list
+  dllm recipes list --json
+"""
+SHOW_EPILOG = """\b
+Examples:
+  dllm recipes show RECIPE
+  dllm recipes show RECIPE --json                  with its file, and all that it leaves unsaid
+"""
 
-@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+
+@click.group(invoke_without_command=True, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @json_option
 @click.pass_context
 def command(ctx: click.Context, as_json: bool) -> None:
-    """List the recipes that `dllm train` knows by name.
-
-    \b
-    Examples:
-      dllm recipes
-      dllm recipes show my-recipe > own.yaml
-    """
+    """List the recipes that `dllm train` knows by name."""
     if ctx.invoked_subcommand is None:
         print_recipes(as_json)
 
 
-@command.command("list")
+@command.command("list", epilog=LIST_EPILOG)
 @json_option
 @click.pass_context
 def list_command(ctx: click.Context, as_json: bool) -> None:
@@ -34,7 +44,7 @@ def list_command(ctx: click.Context, as_json: bool) -> None:
     print_recipes(as_json or group_says_json(ctx))
 
 
-@command.command("show")
+@command.command("show", epilog=SHOW_EPILOG)
 @click.argument("name")
 @json_option
 @click.pass_context

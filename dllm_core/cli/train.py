@@ -18,8 +18,17 @@ if TYPE_CHECKING:
     from dllm_core.training.launch import Launch
     from dllm_core.training.recipes import Recipe
 
+EPILOG = """\b
+Examples:
+  dllm train --recipe RECIPE --output out                     'dllm recipes' lists them
+  dllm train --recipe own.yaml --output own max_steps=100 learning_rate=1e-4
+  dllm train --recipe RECIPE --output out --resume            after Ctrl-C, or on another day
+  dllm train --recipe RECIPE --output out --launch zero2 --processes 8
+  dllm train --recipe RECIPE --output out --launch fsdp --processes 8 --nodes 4 --slurm
+"""
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+
+@click.command(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--recipe", required=True, help="Name of an installed recipe (see dllm recipes), or a .yaml file.")
 @click.option("--output", type=click.Path(file_okay=False), help="Folder for the trained model and its checkpoints.")
 @click.option("--resume", is_flag=True, help="Go on from the newest whole checkpoint in the output folder.")
@@ -56,14 +65,6 @@ def command(
 
     SIGTERM and Ctrl-C save a checkpoint behind the step that is running and end with exit code 143 or 130; the same
     command with --resume goes on from there.
-
-    \b
-    Examples:
-      dllm train --recipe my-recipe --output out
-      dllm train --recipe recipe.yaml --output out training.max_steps=100
-      dllm train --recipe my-recipe --output out learning_rate=1e-4 --resume
-      dllm train --recipe my-recipe --output out --launch zero2 --processes 8
-      dllm train --recipe my-recipe --output out --launch fsdp --processes 8 --nodes 4 --slurm
     """
     if output is None and not dry_run:
         raise click.UsageError("Missing option '--output'.")

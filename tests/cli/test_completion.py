@@ -1,4 +1,4 @@
-"""Shell completion, as the shells ask for it; and examples in every help."""
+"""Shell completion, as the shells ask for it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import shutil
 import subprocess
 import sys
 
-import click
 import pytest
 
-from dllm_core.cli import COMMANDS, main, root
+from dllm_core.cli import main
 
 ASK = "from dllm_core.cli import main; main([])"
 
@@ -37,10 +36,3 @@ def test_commands_and_options_are_completed():
 def test_an_unknown_shell_is_refused_in_words(capsys):
     assert main(["completion", "tcsh"]) == 2
     assert "'bash', 'zsh', 'fish'" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("name", ["run", "chat", "visualize", "completion"])
-def test_help_has_two_examples(name):
-    command = root.get_command(click.Context(root), name)
-    assert name in COMMANDS
-    assert sum(f"dllm {name}" in line for line in (command.epilog or "").splitlines()) >= 2
