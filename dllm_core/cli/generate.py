@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import huggingface_hub.utils
@@ -20,7 +20,7 @@ from dllm_core.models import load
 from dllm_core.models.loading import read_config, resolve_path
 from dllm_core.samplers import sampler as make_sampler
 from dllm_core.samplers.output import cut_at_end
-from dllm_core.samplers.parts import build, with_preset
+from dllm_core.samplers.parts import build, in_force, with_preset
 from dllm_core.samplers.prompts import encode, encode_canvases
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Generation:
     @property
     def about(self) -> dict[str, object]:
         """Model, sampler, seed, and every option in force, those of the commit rule and the cache policy included."""
-        options = asdict(self.sampler.options) | asdict(self.sampler.rule) | asdict(self.sampler.cache)
+        options = in_force(self.sampler)
         return {"model": self.model, "sampler": self.sampler_name, "seed": options["seed"], "options": options}
 
     def prepare(self, requests: Sequence[Request], *, chat: bool | None, system: str | None) -> None:

@@ -34,6 +34,8 @@ class SamplerSuite(Suite):
         options: options to run the sampler with. The checks set ``max_new_tokens``, ``max_length``, ``steps``,
             ``block_size``, ``temperature``, ``seed`` and the options that they are about.
         bad_options: values that the sampler's own options must refuse, ``{"strength": [-1, 2]}``.
+        lacks: options of `MaskedOptions` that the sampler does not have, as its way of decoding knows no such thing:
+            blocks, a schedule of how many tokens to write. The checks leave them out, and hold it to refusing them.
         supports_infill: fills masks inside given text.
         supports_temperature: draws tokens at random where ``temperature`` is above 0.
         supports_guidance: computes classifier-free guidance.
@@ -52,6 +54,7 @@ class SamplerSuite(Suite):
     kind = "sampler"
     options: ClassVar[Mapping[str, object]] = {}
     bad_options: ClassVar[Mapping[str, Sequence[object]]] = {}
+    lacks: ClassVar[Sequence[str]] = ()
     supports_infill: ClassVar[bool] = True
     supports_temperature: ClassVar[bool] = True
     supports_guidance: ClassVar[bool] = True
@@ -79,21 +82,22 @@ class SamplerSuite(Suite):
         chosen = self._registered_defaults() | dict(self.options) | {"max_new_tokens": NEW} | options
         if "max_length" in options:
             del chosen["max_new_tokens"]
+        chosen = {name: value for name, value in chosen.items() if name not in self.lacks}
         return self.load_component()(self.denoiser() if denoiser is None else denoiser, **chosen)
 
     def settings(self, denoiser: Denoiser | None = None) -> Iterator[tuple[str, Sampler]]:
         """Samplers in words and in fact, over step budgets, block sizes, temperatures and other shared options."""
-        for block_size in (1, 3, None):
-            for steps in (1, 3, None):
-                yield self._setting(denoiser, block_size=block_size, steps=steps)
-        varied: list[dict] = [{"confidence": kind, "steps": 2} for kind in ("margin", "entropy", "random")]
+        varied: list[dict] = [{"block_size": size, "steps": steps} for size in (1, 3, None) for steps in (1, 3, None)]
+        varied += [{"confidence": kind, "steps": 2} for kind in ("margin", "entropy", "random")]
         # Options that exclude each other are set together: a preset may have chosen one of them.
         even = {"quota": "even", "stochastic_quota": False, "time_epsilon": 0.0}
         varied += [{"steps": 3} | more for more in ({"schedule": "cosine"}, even, {"stochastic_quota": True})]
         varied += [{"confidence_temperature": 0.5, "block_size": 3}]
         varied += [{"temperature": 1.0, "block_size": size} for size in (3, None) if self.supports_temperature]
-        for options in varied:
-            yield self._setting(denoiser, **options)
+        had = [{name: value for name, value in each.items() if name not in self.lacks} for each in varied]
+        for number, options in enumerate(had):
+            if options not in had[:number]:
+                yield self._setting(denoiser, **options)
 
     @functools.cached_property
     def temperature(self) -> float:

@@ -22,6 +22,7 @@ from dllm_core.evaluation.grid import Cell
 from dllm_core.models import Denoiser
 from dllm_core.samplers.base import Sampler
 from dllm_core.samplers.output import SampleOutput, SampleStats
+from dllm_core.samplers.parts import in_force
 
 FORMAT = 1
 REPORTED = ("dllm-", "torch", "transformers", "accelerate")  # distributions whose versions a result names
@@ -142,7 +143,7 @@ class Benchmark:
                 continue
             for batch in self.batches:
                 _start(sampler, batch, cell)
-            self._contenders.append(_Contender(Measurement(cell, options_in_force(sampler)), sampler))
+            self._contenders.append(_Contender(Measurement(cell, in_force(sampler)), sampler))
         if not self._contenders:
             reasons = "; ".join(dict.fromkeys(each.reason for each in self.left_out))
             raise OptionError(f"this model can do none of these samplers: {reasons}")
@@ -166,12 +167,6 @@ class Benchmark:
 def make_sampler(denoiser: Denoiser, cell: Cell) -> Sampler:
     """The cell's sampler on this model. Raises OptionError where the two do not go together."""
     return registry.load("sampler", cell.sampler)(denoiser, **cell.options)
-
-
-def options_in_force(sampler: Sampler) -> dict[str, object]:
-    """Every option, those of the commit rule and the cache policy included."""
-    sources = (sampler.options, sampler.rule, sampler.cache)
-    return {entry.name: getattr(source, entry.name) for source in sources for entry in fields(source)}
 
 
 def batches(exercises: Sequence[Exercise], size: int) -> Iterator[list[Exercise]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from dllm_core import registry
 from dllm_core.config import from_mapping
@@ -16,25 +16,41 @@ from dllm_core.samplers.commit import CommitRule
 from dllm_core.samplers.options import MaskedOptions
 from dllm_core.samplers.view import BLOCK_CAUSAL, FULL
 
+if TYPE_CHECKING:
+    from dllm_core.samplers.base import Sampler
+
 OptionsT = TypeVar("OptionsT", bound=MaskedOptions)
+KINDS = {"commit": "commit rule", "cache": "cache policy"}
 
 
-def build(options_class: type[OptionsT], options: Mapping[str, object]) -> tuple[OptionsT, CommitRule, CachePolicy]:
+def build(
+    options_class: type[OptionsT], options: Mapping[str, object]
+) -> tuple[OptionsT, CommitRule | None, CachePolicy | None]:
     """Sort the options among sampler, commit rule and cache policy.
+
+    A sampler whose options name no ``commit`` or no ``cache`` has no such part: None stands for it.
 
     Raises:
         OptionError: an option that none of the three has.
     """
     shared = from_mapping(options_class, _pick(options, options_class), what="sampler")
-    get_schedule(shared.schedule)
-    rule_class, cache_class = _classes(options_class, options)
+    if hasattr(shared, "schedule"):
+        get_schedule(shared.schedule)
     known = option_names(options_class, options)
     for name in options:
         if name not in known:
             raise OptionError(f"unknown sampler option {name!r}.{did_you_mean(name, known)} {_allowed(known)}")
-    rule = from_mapping(rule_class, _pick(options, rule_class), what=f"commit rule {shared.commit}")
-    cache = from_mapping(cache_class, _pick(options, cache_class), what=f"cache policy {shared.cache}")
-    return shared, rule, cache
+    made = {
+        axis: from_mapping(part, _pick(options, part), what=f"{KINDS[axis]} {getattr(shared, axis)}")
+        for axis, part in _classes(options_class, options).items()
+    }
+    return shared, made.get("commit"), made.get("cache")
+
+
+def in_force(sampler: Sampler) -> dict[str, object]:
+    """Every option of a sampler, those of its commit rule and cache policy included."""
+    parts = [part for part in (sampler.options, sampler.rule, sampler.cache) if part is not None]
+    return {field.name: getattr(part, field.name) for part in parts for field in fields(part)}
 
 
 def with_fitting_cache(
@@ -61,14 +77,15 @@ def with_preset(
 
 def option_names(options_class: type[MaskedOptions], options: Mapping[str, object]) -> set[str]:
     """The options that a sampler has with the commit rule and the cache policy that `options` choose."""
-    return {name for part in (options_class, *_classes(options_class, options)) for name in _names(part)}
+    return {name for part in (options_class, *_classes(options_class, options).values()) for name in _names(part)}
 
 
 def _classes(
     options_class: type[MaskedOptions], options: Mapping[str, object]
-) -> tuple[type[CommitRule], type[CachePolicy]]:
-    rule, cache = (str(options.get(name, getattr(options_class, name))) for name in ("commit", "cache"))
-    return registry.load("commit rule", rule), registry.load("cache policy", cache)
+) -> dict[str, type[CommitRule] | type[CachePolicy]]:
+    """The parts that the options choose, by the option that names them."""
+    axes = [axis for axis in KINDS if hasattr(options_class, axis)]
+    return {axis: registry.load(KINDS[axis], str(options.get(axis, getattr(options_class, axis)))) for axis in axes}
 
 
 _LACKS = {

@@ -344,6 +344,10 @@ class SwallowsUnknownOptions(MDLMSampler):
         super().__init__(denoiser, **options)
 
 
+class ClaimsToKnowNoBlocks(MDLMSampler):
+    """Its suite declares that it lacks ``block_size``, which it has."""
+
+
 class FillsMasksInPrompts(MDLMSampler):
     def start(self, prompts) -> SamplerState:
         if isinstance(prompts, list) and isinstance(prompts[0], list):
@@ -377,9 +381,9 @@ class TakesIdsForPrompts(MDLMSampler):
         return super().start([[token] for token in prompts] if flat else prompts)
 
 
-def broken(check: str, sampler: type[MDLMSampler], why: str) -> Mutant:
+def broken(check: str, sampler: type[MDLMSampler], why: str, **declared: object) -> Mutant:
     name = re.sub(r"(?<!^)(?=[A-Z])", "_", sampler.__name__).lower()
-    suite = suite_for(SamplerTests, sampler, samples_exactly=True)
+    suite = suite_for(SamplerTests, sampler, samples_exactly=True, **declared)
     return Mutant(check=f"SamplerTests.{check}", name=name, suite=suite, why=why)
 
 
@@ -432,6 +436,13 @@ MUTANTS = [
     broken("test_samples_follow_the_joint_distribution", RanksByItsDraws, "lets the order depend on what is drawn"),
     broken("test_bad_options_are_refused", TakesNoSteps, "takes steps=0 for no limit"),
     broken("test_bad_options_are_refused", SwallowsUnknownOptions, "swallows an unknown option"),
+    broken(
+        "test_bad_options_are_refused",
+        ClaimsToKnowNoBlocks,
+        "takes an option that it is declared to lack",
+        lacks=("block_size",),
+        block_by_block=False,
+    ),
     broken("test_bad_prompts_are_refused", FillsMasksInPrompts, "fills masks inside prompts"),
     broken("test_inputs_are_not_changed", ExtendsPrompts, "extends the caller's prompt"),
     broken("test_the_model_is_left_as_it_was", SwitchesToEvaluation, "switches the model to evaluation for good"),

@@ -13,11 +13,26 @@ _EXPORTS = {
     "EditCorruption": "dllm_editflow.objective",
     "EditFlowConfig": "dllm_editflow.training",
     "EditFlowObjective": "dllm_editflow.objective",
+    "EditFlowSampler": "dllm_editflow.sampler",
     "EditFlowTrainer": "dllm_editflow.training",
+    "Operation": "dllm_editflow.operations",
     "align": "dllm_editflow.alignment",
+    "replay": "dllm_editflow.operations",
+    "undo": "dllm_editflow.operations",
 }
 
-__all__ = ["EditCorruption", "EditFlowConfig", "EditFlowObjective", "EditFlowTrainer", "__version__", "align"]
+__all__ = [
+    "EditCorruption",
+    "EditFlowConfig",
+    "EditFlowObjective",
+    "EditFlowSampler",
+    "EditFlowTrainer",
+    "Operation",
+    "__version__",
+    "align",
+    "replay",
+    "undo",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -13,8 +13,10 @@ from dllm_bert import conformance as bert
 from dllm_dream import conformance as dream
 from dllm_llada import conformance as llada
 
-from dllm_core.conformance import AdapterTests, ObjectiveTests, PluginTests
+from dllm_core.conformance import AdapterTests, ObjectiveTests, PluginTests, SamplerTests, random_joint
+from dllm_core.conformance.sampler_suite import LENGTH, VOCAB
 from dllm_editflow.converting import with_heads
+from dllm_editflow.exact_toy import exact_editor
 from dllm_editflow.models.families import FAMILIES
 from dllm_editflow.toy import edit_learner
 
@@ -76,6 +78,68 @@ class TestPropagation(EditFlowObjectiveTests):
         "propagation": 4.0,
         "normalization": "token",
     }
+
+
+class EditFlowSamplerTests(SamplerTests):
+    """The checks of the sampler: where every mask becomes a token, editing from masks is masked diffusion."""
+
+    component = "editflow/editflow"
+    bad_options: ClassVar[dict] = {
+        "mode": ["leap"],
+        "source": ["draft"],
+        "grid": ["even"],
+        "kappa": ["quartic"],
+        "strength": [0.0, 1.1],
+        "until": [-0.1, 1.1],
+        "threshold": [0.0, 1.1],
+        "max_passes": [0],
+        "guidance_scale": [-1.0, float("inf")],
+        "correction": [[1.0], [1.0, -1.0, 1.0]],
+        "max_edits": [-1],
+        "max_churn": [0.5],
+    }
+    lacks: ClassVar[tuple[str, ...]] = (
+        "block_size",
+        "cache",
+        "commit",
+        "confidence",
+        "confidence_distribution",
+        "confidence_temperature",
+        "guidance_keep_tokens",
+        "quota",
+        "schedule",
+        "steps_per_block",
+        "stochastic_quota",
+        "stop_at_eos",
+        "suffix_window",
+        "suppress_confidence_tokens",
+        "time_epsilon",
+    )
+    follows_steps = False  # they divide the time; what fires in a step is drawn, or decided by its rate
+    follows_schedule = False
+    block_by_block = False
+    ranks_by_confidence = False
+    stops_at_eos = False
+
+    def denoiser(self, joint: torch.Tensor | None = None, **conventions: object) -> Denoiser:
+        return exact_editor(random_joint(VOCAB, LENGTH, seed=1) if joint is None else joint, **conventions)
+
+
+class TestTauLeaping(EditFlowSamplerTests):
+    deterministic_at_zero = False  # when an edit fires is drawn
+
+
+class TestNextEvent(EditFlowSamplerTests):
+    options: ClassVar[dict] = {"mode": "event", "until": 1.0}
+    lacks = (*EditFlowSamplerTests.lacks, "steps")
+    deterministic_at_zero = False
+    samples_exactly = True
+
+
+class TestSurest(EditFlowSamplerTests):
+    options: ClassVar[dict] = {"mode": "one"}
+    lacks = (*EditFlowSamplerTests.lacks, "steps")
+    samples_exactly = True
 
 
 class WithHeads:

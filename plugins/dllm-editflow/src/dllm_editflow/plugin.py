@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from dllm_core.hookspecs import ModelAdapterSpec, ObjectiveSpec, hookimpl
+from dllm_core.hookspecs import ModelAdapterSpec, ObjectiveSpec, SamplerSpec, hookimpl
 from dllm_editflow.models.families import FAMILIES
 
 
@@ -15,6 +15,26 @@ def dllm_objectives() -> Iterable[ObjectiveSpec]:
         summary="Edit Flows: learn at which rate to insert, delete and substitute, and what",
         target="dllm_editflow.objective:EditFlowObjective",
         source="Edit Flows, arXiv:2506.09018, equation 23; ZHZisZZ/dllm at ca17675, dllm/pipelines/editflow",
+    )
+
+
+@hookimpl
+def dllm_samplers() -> Iterable[SamplerSpec]:
+    yield SamplerSpec(
+        name="editflow",
+        summary="Edit Flows: insert, delete and substitute, many edits a step",
+        target="dllm_editflow.sampler:EditFlowSampler",
+        source="Edit Flows, arXiv:2506.09018, appendix C; ZHZisZZ/dllm at ca17675, dllm/pipelines/editflow/sampler.py",
+        families=tuple(row.model_type for row in FAMILIES),
+    )
+    yield SamplerSpec(
+        name="mend",
+        summary="Mends a draft: makes every edit that is sure enough, until none is left",
+        target="dllm_editflow.sampler:EditFlowSampler",
+        source="original; threshold decoding of Edit Flows, arXiv:2506.09018",
+        defaults={"mode": "threshold"},
+        families=tuple(row.model_type for row in FAMILIES),
+        edits=True,
     )
 
 
