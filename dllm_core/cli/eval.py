@@ -19,11 +19,12 @@ from dllm_core.errors import OptionError
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
+    from dllm_core.display.trace import Trace
     from dllm_core.evaluation.bridge import DiffusionLM
     from dllm_core.evaluation.plan import Preset, TaskPlan
     from dllm_core.evaluation.runner import TaskResult
 
-RESULTS = "results.json"
+RESULTS, PAGE = "results.json", "index.html"
 DEFAULT_BATCH = 8
 
 
@@ -52,6 +53,7 @@ class EvalArguments:
     include: tuple[Path, ...]
     output: Path | None
     log_samples: bool
+    trace_samples: int
     allow_code_execution: bool
     dry_run: bool
     as_json: bool
@@ -92,8 +94,11 @@ Examples:
 @click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16, float16.")
 @click.option("--data-dir", type=click.Path(path_type=Path), metavar="DIR", help="Local files: NAME/SPLIT.jsonl.")
 @click.option("--include", multiple=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder of own tasks.")
-@click.option("--output", type=click.Path(path_type=Path, file_okay=False), metavar="DIR", help=f"Write {RESULTS}.")
+@click.option(
+    "--output", type=click.Path(path_type=Path, file_okay=False), metavar="DIR", help=f"Write {RESULTS} and {PAGE}."
+)
 @click.option("--log-samples", is_flag=True, help="Write prompts and answers too; needs --output.")
+@click.option("--trace-samples", type=int, default=0, metavar="N", help="Steps of N answers a task, on the page.")
 @click.option("--allow-code-execution", is_flag=True, help="Run what the model writes, in a jail, to score code tasks.")
 @click.option("--dry-run", is_flag=True, help="Print what would be done, and what it costs in forward passes.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
@@ -123,6 +128,7 @@ def evaluate(arguments: EvalArguments) -> None:
     if arguments.dry_run:
         dry_run(arguments, model, preset, plans, manager)
         return
+    from dllm_core.cli.eval_page import eval_page
     from dllm_core.evaluation.code_tasks import refuse_code
     from dllm_core.evaluation.processes import leave, rank_and_size
     from dllm_core.evaluation.report import show
@@ -130,11 +136,13 @@ def evaluate(arguments: EvalArguments) -> None:
     if not arguments.allow_code_execution:
         refuse_code(manager, [plan.task for plan in plans])
     lm = load_model(arguments, model, preset)
-    results = run_plans(arguments, lm, model, plans, manager)
+    results, traces = run_plans(arguments, lm, model, plans, manager)
     if rank_and_size()[0] == 0:
         report = as_data(arguments, lm, model, preset, results)
         if arguments.output is not None:
             write_results(arguments, report, results)
+            page = eval_page(report, results, traces, tolerance=preset.tolerance if preset else None)
+            write_whole(arguments.output / PAGE, page)
         if arguments.as_json:
             click.echo(json.dumps(report, indent=2))
         else:
@@ -161,6 +169,9 @@ def check(arguments: EvalArguments) -> None:
         raise OptionError("nothing to evaluate; name --tasks or a --preset ('dllm plugins' lists both)")
     if arguments.log_samples and arguments.output is None:
         raise OptionError("--log-samples writes files; say where with --output")
+    at_least("--trace-samples", arguments.trace_samples, 0)
+    if arguments.trace_samples and arguments.output is None:
+        raise OptionError("--trace-samples is for the page that --output DIR writes; give it too")
     if arguments.data_dir is not None and not arguments.data_dir.is_dir():
         raise OptionError(f"--data-dir {arguments.data_dir} is no folder")
 
@@ -244,8 +255,9 @@ def load_model(arguments: EvalArguments, model: str, preset: Preset | None) -> D
 
 def run_plans(
     arguments: EvalArguments, lm: DiffusionLM, model: str, plans: Sequence[TaskPlan], manager: TaskManager
-) -> list[TaskResult]:
-    """The results of all plans."""
+) -> tuple[list[TaskResult], dict[str, Trace]]:
+    """The results of all plans, and traces of some answers by the plan's name."""
+    from dllm_core.cli.eval_page import record
     from dllm_core.cli.generate import family_sampler
     from dllm_core.evaluation.runner import RunSettings, run
 
@@ -253,11 +265,17 @@ def run_plans(
         limit=arguments.limit,
         system=arguments.system,
         data_dir=arguments.data_dir,
-        with_samples=arguments.log_samples,
+        with_samples=arguments.output is not None,
         allow_code=arguments.allow_code_execution,
     )
     sampler = arguments.sampler or family_sampler(model) or DEFAULT_SAMPLER
-    return list(run(lm, plans, manager, settings, sampler=sampler))
+    results, traces = [], {}
+    for result in run(lm, plans, manager, settings, sampler=sampler):
+        results.append(result)
+        trace = record(lm, result, arguments.trace_samples)
+        if trace is not None:
+            traces[result.plan.name] = trace
+    return results, traces
 
 
 def dry_run(
@@ -296,6 +314,7 @@ def as_data(
         "format": 1,
         "model": {"name": model, "fingerprint": fingerprint(lm.denoiser), "dtype": str(lm.denoiser.dtype)},
         "preset": preset.name if preset else None,
+        "tolerance": preset.tolerance if preset else None,
         "settings": {
             "limit": arguments.limit,
             "system": arguments.system,
@@ -319,7 +338,7 @@ def as_data(
 def write_results(arguments: EvalArguments, report: dict[str, object], results: Sequence[TaskResult]) -> None:
     """The results file, and one file of samples a task where they are wanted."""
     write_whole(arguments.output / RESULTS, json.dumps(report, indent=2) + "\n")
-    for result in results:
+    for result in results if arguments.log_samples else ():
         for task, rows in result.samples.items():
             name = "-".join(dict.fromkeys((result.plan.name.replace("/", "_"), task)))
             lines = [json.dumps(row, default=str) + "\n" for row in rows]

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from lm_eval.api.model import LM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
     from dllm_core.models import Denoiser
+    from dllm_core.samplers.output import SampleOutput, Step
+    from dllm_core.samplers.state import SamplerState
 
 DEFAULT_NEW_TOKENS = 256  # lm-eval's own, where neither the run nor the task says one
 DEFAULT_BLOCK_SIZE = 32
@@ -58,6 +60,16 @@ class Request:
     target: tuple[int, ...]
     seed: int
     generation: Generation | None = None
+
+
+class Watcher(Protocol):
+    """Who is shown the steps of a run, as `dllm_core.display.recorder.TraceRecorder` is."""
+
+    def begin(self, state: SamplerState, captions: Sequence[str], pad_id: int) -> None: ...
+
+    def show(self, step: Step) -> None: ...
+
+    def end(self, output: SampleOutput) -> None: ...
 
 
 class DiffusionLM(LM):
@@ -192,6 +204,30 @@ class DiffusionLM(LM):
         """Of the likelihoods among the requests of these keys."""
         answers = [self.journal.answer(key) for key in keys]
         return [answer[2] for answer in answers if not isinstance(answer, str)]
+
+    def retrace(self, asked: Sequence[tuple[str, Mapping[str, object]]], watcher: Watcher) -> list[str]:
+        """Generate the answers to some prompts again, one after the other, with every step shown to `watcher`.
+
+        They are the answers that `generate_until` gave: a row does not depend on what shares its batch.
+
+        Args:
+            asked: a prompt and the task's ``generation_kwargs``, as lm-eval logs them.
+        """
+        texts = []
+        for text, task in asked:
+            how = generation_from(self.sampler, self.options, task)
+            request = self._generation_request("", 0, text, how)
+            options = {**request.generation.options, "seed": [request.seed]}
+            sampler = samplers.sampler(self.sampler, self.denoiser, **options)
+            start = sampler.start_infill if self._has_masks(request) else sampler.start
+            state = start([list(request.prefix)])
+            watcher.begin(state, [text], self.denoiser.pad_token_id)
+            while not state.finished:
+                watcher.show(sampler.step(state))
+            output = sampler.finish(state)
+            watcher.end(output)
+            texts.append(cut_at_stops(output.texts[0], how.stops))
+        return texts
 
     def _windows(self, text: str) -> list[tuple[list[int], list[int]]]:
         tokens = encode_prompt(self.denoiser, text, add_bos=False)

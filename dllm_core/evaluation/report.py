@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
+from dllm_core.evaluation.scores import error_of, first_metric
+
 if TYPE_CHECKING:
     from dllm_core.evaluation.forecast import Forecast
     from dllm_core.evaluation.runner import TaskResult
 
-NARROWEST = 100
+NARROWEST = 112
 
 
 def show(results: Sequence[TaskResult], *, tolerance: float | None) -> None:
@@ -22,27 +25,58 @@ def show(results: Sequence[TaskResult], *, tolerance: float | None) -> None:
     Args:
         tolerance: points between ours and a published score that count as the same.
     """
-    names = list(dict.fromkeys(name for result in results for name in result.plan.published))
-    table = _table("task", "metric", "score %", "± error", *names, "documents", "forward passes")
-    for result in results:
-        table.add_row(
-            result.plan.name,
-            result.plan.metric or next((m for m in next(iter(result.metrics.values()), {}) if "stderr" not in m), ""),
-            _number(result.score),
-            _number(result.standard_error),
-            *(_published(result, name, tolerance) for name in names),
-            str(sum(result.documents.values())),
-            str(result.cost.forward_passes),
-        )
-        if len(result.metrics) > 1:
-            for task, metrics in result.metrics.items():
-                first = next(name for name in metrics if "stderr" not in name)
-                table.add_row(f"  {task}", first, _number(100 * metrics[first]))
+    header, *rows = score_rows(results, tolerance=tolerance)
+    table = _table(*header.cells)
+    for row in rows:
+        table.add_row(*(f"  {cell}" if row.is_part and not number else cell for number, cell in enumerate(row.cells)))
     _print(table)
+    for line in likelihood_lines(results):
+        _say(line)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table.
+
+    Args:
+        cells: as many as the header has.
+        is_part: it is a task of the group in a line above.
+    """
+
+    cells: Sequence[str]
+    is_part: bool = False
+
+
+def score_rows(results: Sequence[TaskResult], *, tolerance: float | None) -> list[Row]:
+    """The table of scores, header first, for the terminal and for pages; arguments as of `show`."""
+    names = list(dict.fromkeys(name for result in results for name in result.plan.published))
+    rows = [Row(("task", "metric", "score %", "± error", *names, "documents", "forward passes", "tokens/s"))]
     for result in results:
-        if result.likelihood is not None:
-            mean, largest = result.likelihood["mean"], result.likelihood["largest"]
-            _say(f"{result.plan.name}: likelihoods ± {mean:.3g} nats on average, {largest:.3g} at most")
+        speed = result.cost.tokens / result.seconds if result.seconds else 0.0
+        published = [_published(result, name, tolerance) for name in names]
+        total, passes = str(sum(result.documents.values())), str(result.cost.forward_passes)
+        scores = (_number(result.score), _number(result.standard_error))
+        rows.append(Row((result.plan.name, result.metric, *scores, *published, total, passes, _number(speed or None))))
+        if len(result.metrics) > 1:
+            rows += [_part(result, task, metrics, len(names)) for task, metrics in result.metrics.items()]
+    return rows
+
+
+def likelihood_lines(results: Sequence[TaskResult]) -> list[str]:
+    """The standard errors of estimated likelihoods, a line for each plan that has some."""
+    return [
+        f"{each.plan.name}: likelihoods ± {each.likelihood['mean']:.3g} nats on average, "
+        f"{each.likelihood['largest']:.3g} at most"
+        for each in results
+        if each.likelihood is not None
+    ]
+
+
+def _part(result: TaskResult, task: str, metrics: Mapping[str, float], published: int) -> Row:
+    """A task of a group, or the group itself among its tasks, by the compared metric where it has that."""
+    name = result.metric if result.metric in metrics else first_metric(metrics)
+    scores = (_number(100 * metrics[name]), _number(100 * error) if (error := error_of(metrics, name)) else "")
+    return Row((task, name, *scores, *[""] * published, str(result.documents.get(task, "")), "", ""), is_part=True)
 
 
 def show_plan(model: str, forecasts: Sequence[Forecast]) -> None:

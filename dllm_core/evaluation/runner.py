@@ -7,7 +7,6 @@ What a result holds is the same whenever the same work is done, in one go or in 
 from __future__ import annotations
 
 import logging
-import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,9 +20,11 @@ from dllm_core.evaluation.bridge import DiffusionLM
 from dllm_core.evaluation.code_tasks import allowed, refuse_code
 from dllm_core.evaluation.plan import TaskPlan
 from dllm_core.evaluation.processes import rank_and_size
-from dllm_core.evaluation.tasks import load_tasks, local_data, wants_chat
+from dllm_core.evaluation.scores import compared, error_of, first_metric, with_aggregates
+from dllm_core.evaluation.tasks import load, local_data, wants_chat
 
 if TYPE_CHECKING:
+    from lm_eval.api.group import Group
     from lm_eval.api.task import Task
     from lm_eval.tasks import TaskManager
 
@@ -92,18 +93,20 @@ class TaskResult:
 
     @property
     def score(self) -> float | None:
-        """The compared metric in percent, of the task or group itself; its first metric where the plan names none."""
-        found = self.metrics.get(self.plan.task) or next(iter(self.metrics.values()), {})
-        names = [self.plan.metric] if self.plan.metric else [name for name in found if "stderr" not in name]
-        return 100 * found[names[0]] if names and names[0] in found else None
+        """The compared metric in percent, the first one where the plan names none; see `compared`."""
+        value = compared(self.metrics, self.plan.task).get(self.metric)
+        return None if value is None else 100 * value
+
+    @property
+    def metric(self) -> str:
+        """lm-eval's name of the compared metric; empty where there is none."""
+        return self.plan.metric or first_metric(compared(self.metrics, self.plan.task))
 
     @property
     def standard_error(self) -> float | None:
         """Of `score`, in percent, over documents."""
-        found = self.metrics.get(self.plan.task) or next(iter(self.metrics.values()), {})
-        name = self.plan.metric or next((each for each in found if "stderr" not in each), "")
-        value = found.get(name.replace(",", "_stderr,", 1), math.nan)
-        return None if math.isnan(value) else 100 * value
+        value = error_of(compared(self.metrics, self.plan.task), self.metric)
+        return None if value is None else 100 * value
 
     def as_dict(self) -> dict[str, object]:
         """For the results file, without time and samples."""
@@ -136,11 +139,11 @@ def run(
         refuse_code(manager, [plan.task for plan in plans])
     loaded = []
     for plan in plans:
-        loaded.append(load_tasks(manager, plan.task, settings.data_dir))
+        loaded.append(load(manager, plan.task, settings.data_dir))
         configure(lm, plan, sampler)
     for plan, tasks in zip(plans, loaded, strict=True):
         configure(lm, plan, sampler)
-        result = evaluate(lm, plan, tasks, manager, settings)
+        result = evaluate(lm, plan, tasks["tasks"], manager, settings, groups=tasks.get("groups", {}))
         if result is not None:
             yield result
 
@@ -151,9 +154,15 @@ def configure(lm: DiffusionLM, plan: TaskPlan, sampler: str) -> None:
 
 
 def evaluate(
-    lm: DiffusionLM, plan: TaskPlan, tasks: Mapping[str, Task], manager: TaskManager, settings: RunSettings
+    lm: DiffusionLM,
+    plan: TaskPlan,
+    tasks: Mapping[str, Task],
+    manager: TaskManager,
+    settings: RunSettings,
+    *,
+    groups: Mapping[str, Group],
 ) -> TaskResult | None:
-    """One plan; tasks of a group that differ in whether they are chats are asked one by one.
+    """One plan; tasks of a group that differ in whether they are chats are asked one by one, and aggregated here.
 
     Returns:
         None on all processes but the first: they do their share of the batches, the first one scores.
@@ -167,13 +176,16 @@ def evaluate(
     if rank_and_size()[0] != 0:
         return None
     metrics = {name: _numbers(values) for part in parts for name, values in part["results"].items()}
+    documents = {name: count["effective"] for part in parts for name, count in part["n-samples"].items()}
+    if len(parts) > 1:
+        metrics = with_aggregates(metrics, documents, groups)
     samples = {name: rows for part in parts for name, rows in part.get("samples", {}).items()}
     batches, errors = lm.journal.batches(lm.asked), lm.standard_errors(lm.asked)
     return TaskResult(
         plan=plan,
         metrics={name: values for name, values in metrics.items() if values},
         versions={name: version for part in parts for name, version in part["versions"].items()},
-        documents={name: count["effective"] for part in parts for name, count in part["n-samples"].items()},
+        documents=documents,
         cost=Cost(
             len(set(lm.asked)), sum(batch.forward_passes for batch in batches), sum(batch.tokens for batch in batches)
         ),

@@ -18,6 +18,7 @@ from dllm_core.evaluation.code_tasks import code_eval_in_jail, code_tasks
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
+    from lm_eval.tasks.manager import TaskDict
 
 FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 LOCAL = (*dict.fromkeys(FORMATS.values()), "text", "arrow")
@@ -57,7 +58,12 @@ def known(manager: TaskManager, names: Sequence[str]) -> TaskManager:
 
 
 def load_tasks(manager: TaskManager, name: str, data_dir: Path | None = None) -> dict[str, Task]:
-    """The tasks that a name stands for, with their documents.
+    """The tasks that a name stands for, with their documents. Raises DataError, as `load` does."""
+    return load(manager, name, data_dir)["tasks"]
+
+
+def load(manager: TaskManager, name: str, data_dir: Path | None = None) -> TaskDict:
+    """The tasks that a name stands for, with their documents, and the groups that they are in.
 
     Raises:
         DataError: the data are neither on this machine nor to be had, or packages of the task are missing.
@@ -65,7 +71,7 @@ def load_tasks(manager: TaskManager, name: str, data_dir: Path | None = None) ->
     jail = code_eval_in_jail() if code_tasks(manager, name) else nullcontext()
     try:
         with local_data(name, data_dir), jail:
-            return manager.load([name])["tasks"]
+            return manager.load([name])
     except ImportError as error:
         absent = error.name or getattr(error.__cause__, "name", None) or str(error).partition("\n")[0]
         raise DataError(
