@@ -102,10 +102,13 @@ class SamplerSpec(Spec):
         defaults: options that differ from the target's own defaults: a preset over the same loop.
         families: names of the adapters, of the same plugin, whose checkpoints generate like this: ``dllm run`` takes it
             for them, the first of several, and for no other where it is not named. Empty: it is for any family.
+        edits: changes texts that are given to it, see `dllm_core.editing.EditSession`: ``dllm edit`` takes the first
+            such sampler.
     """
 
     defaults: dict[str, object] = field(default_factory=dict)
     families: tuple[str, ...] = ()
+    edits: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from dllm_core.plugins import debugging, one_line
 COMMANDS = {
     "run": ("dllm_core.cli.run:command", "Generate text; alone, show a bundled model at work."),
     "chat": ("dllm_core.cli.chat:command", "Talk with a model."),
+    "edit": ("dllm_core.cli.edit:command", "Mend a file: insert, delete and substitute."),
     "visualize": ("dllm_core.cli.visualize:command", "Replay a trace of run, or make a page or a picture of it."),
     "train": ("dllm_core.cli.train:command", "Train a model from a recipe."),
     "eval": ("dllm_core.cli.eval:command", "Score a model on tasks, or on the table of a paper."),

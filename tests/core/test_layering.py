@@ -33,6 +33,7 @@ FLOORS = {
     "objectives": 5,
     "conformance": 6,
     "display": 6,
+    "editing": 6,
     "evaluation": 6,
     "training": 6,
     "utils": 6,
