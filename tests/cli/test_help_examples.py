@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shlex
 import sys
@@ -16,7 +17,7 @@ import click
 import pytest
 
 from dllm_core.cli import main, root
-from dllm_core.plugins import load_plugins, use_plugin_host
+from dllm_core.plugins import installed_host
 
 # What an example leaves to its reader in capitals, and is no folder.
 CHOICES = {"RECIPE": "llada-tiny-sft", "PRESET": "llada-tiny", "TASK": "llada_tiny_reversal", "PLUGIN": "acme"}
@@ -31,7 +32,7 @@ SMALL = {
     ],
 }
 TYPED = {"git diff": "reverse planet", "": "reverse planet\n"}  # standard input, by the command in front of the pipe
-SLOW = {"eval"}
+SLOW = {"eval", "plugins check"}
 WRITTEN = {".trace", ".html", ".svg", ".png", ".gif"}
 # What the plugin's own tests run: it edits their files, with their checkpoint.
 RUN_ELSEWHERE = {"edit"}
@@ -122,18 +123,16 @@ def causal(folder: Path) -> None:
 
 
 @pytest.fixture
-def plugin(distributions: Callable[..., EntryPoint]) -> Iterator[None]:
-    """The plugin ``acme``, which is quickly checked: it has no model and no sampler."""
-    found = distributions(
-        "acme",
-        """
-        @hookimpl
-        def dllm_eval_tasks():
-            return []
-    """,
+def plugin(distributions: Callable[..., EntryPoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An installed plugin ``acme``, which is quickly checked: it has one commit rule."""
+    spec = (
+        'CommitRuleSpec(name="steady", summary="As core", source="original", target="dllm_core.samplers.commit:Quota")'
     )
-    with use_plugin_host(load_plugins(entry_points=[found])):
-        yield
+    distributions("acme", f"@hookimpl\ndef dllm_samplers():\n    yield {spec}\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    installed_host.cache_clear()
+    yield
+    installed_host.cache_clear()
 
 
 NEEDS = {"merge": "adapter", "convert": "causal", "plugins check": "plugin"}
@@ -154,7 +153,7 @@ def test_examples_work(
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed.encode())))
         code = main(in_small(name, one.arguments))
         out, err = capsys.readouterr()
-        assert code == 0, f"{one.arguments}: {err}"
+        assert code == 0, f"{one.arguments}: {err or out}"
         assert (out + err).strip(), one.arguments
         written = [word for word in one.arguments if Path(word).suffix in WRITTEN]
         assert [word for word in written if not Path(word).stat().st_size] == []
