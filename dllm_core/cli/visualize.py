@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,6 +21,16 @@ from dllm_core.errors import OptionError
 
 if TYPE_CHECKING:
     from dllm_core.display.live import LiveView
+    from dllm_core.display.trace import Change
+
+
+class Difference(NamedTuple):
+    """An edit, told from the canvases before and after a step; its fields are those of `samplers.output.Edit`."""
+
+    kind: str
+    position: int
+    old: int | None
+    new: int | None
 
 
 class Shown(NamedTuple):
@@ -29,6 +40,8 @@ class Shown(NamedTuple):
     block: int
     input_ids: np.ndarray  # (1, L)
     committed: np.ndarray  # (1, L) bool
+    confidence: np.ndarray  # (1, L) float32
+    edits: list[list[Difference]] | None = None
 
 
 SECONDS = 6.0  # that a replay takes
@@ -113,10 +126,11 @@ def replay(trace: Trace, number: int, seconds: float) -> None:
     row, console = trace.rows[number], Console(stderr=True)
     if console.is_terminal and not console.is_dumb_terminal:
         frames = list(trace.frames(number))
+        moves = any(change.length is not None for change, _ in frames)
         with _view(trace, number, console) as view:
             before = row.ids
             for change, ids in frames:
-                view.show(_step(change.step, change.block, before, ids, trace.mask_id))
+                view.show(_edit_step(change, before, ids) if moves else _step(change, ids, trace.mask_id))
                 before = ids
                 time.sleep(seconds / len(frames))
     print(row.text)
@@ -138,9 +152,31 @@ def _view(trace: Trace, number: int, console: Console) -> LiveView:
     )
 
 
-def _step(step: int, block: int, before: list[int], ids: list[int], mask_id: int) -> Shown:
-    fresh = [[new not in (old, mask_id) for old, new in zip(before, ids, strict=True)]]
-    return Shown(step, block, np.array([ids]), np.array(fresh))
+def _step(change: Change, ids: list[int], mask_id: int) -> Shown:
+    """A step that leaves every token in its place."""
+    fresh, sure = np.zeros((1, len(ids)), dtype=bool), np.full((1, len(ids)), np.nan)
+    fresh[0, change.positions] = [token != mask_id for token in change.tokens]
+    sure[0, change.positions] = change.confidence
+    return Shown(change.step, change.block, np.array([ids]), fresh, sure)
+
+
+def _edit_step(change: Change, before: list[int], ids: list[int]) -> Shown:
+    """A step of a run that inserts and deletes."""
+    nothing, unknown = np.zeros((1, len(ids)), dtype=bool), np.full((1, len(ids)), np.nan)
+    return Shown(change.step, change.block, np.array([ids]), nothing, unknown, [differences(before, ids)])
+
+
+def differences(before: list[int], after: list[int]) -> list[Difference]:
+    """Few edits that lead from one canvas to the next, in order."""
+    found = []
+    for kind, start, stop, first, last in SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
+        shared = min(stop - start, last - first) if kind == "replace" else 0
+        pairs = zip(range(start, start + shared), after[first:last], strict=False)
+        found += [Difference("substitute", place, before[place], new) for place, new in pairs]
+        if kind != "equal":
+            found += [Difference("delete", place, before[place], None) for place in range(start + shared, stop)]
+            found += [Difference("insert", stop - 1, None, new) for new in after[first + shared : last]]
+    return found
 
 
 def as_data(trace: Trace) -> dict[str, object]:

@@ -6,20 +6,22 @@ Shapes: B rows, L length of the canvas.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 from rich.live import Live
 from rich.text import Text
 
+from dllm_core.display.cells import Cells, edited, grown_older, growth, rewritten
 from dllm_core.display.text import (
-    Age,
     Glyphs,
     TokenText,
     canvas_text,
     fold,
     glyphs_for,
+    legend_text,
     progress_text,
     shown_as,
     window,
@@ -29,12 +31,13 @@ if TYPE_CHECKING:
     import torch
     from rich.console import Console, ConsoleOptions, RenderResult
 
-    from dllm_core.samplers.output import Step
+    from dllm_core.samplers.output import Edit, Step
 
 FRAMES_PER_SECOND = 20
 LARGEST_OVERHEAD = 0.02  # share of the time that drawing may take
 CAPTION_LINES = 3
 SHORTEST_ROW = 4  # lines: its caption, two of its canvas, a blank one
+LOWEST_WITH_LEGEND = 10  # lines
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,15 @@ class Row:
 
     Args:
         caption: text above it, the prompt; empty: none.
-        start, stop: the positions that are shown: the completion, or all of a text with blanks.
+        start, stop: the positions that are shown: the completion, or all of a text with blanks. What is inserted and
+            deleted moves ``stop``.
+        boundaries: positions where a block begins, but for the first.
     """
 
     caption: str
     start: int
     stop: int
+    boundaries: tuple[int, ...] = ()
 
 
 class LiveView:
@@ -65,6 +71,7 @@ class LiveView:
         mask_id, special_ids: the ids that are shown as marks.
         steps: how many steps there will be, where that is known.
         blocks: how many blocks there are, where that is known.
+        forward_passes: says how many there were by now; None: a step is counted as one.
         pause: for demonstrations: draw every step, and wait so many seconds after it ...
         pauses: ... until so many seconds were waited in all.
 
@@ -86,36 +93,46 @@ class LiveView:
         special_ids: Collection[int],
         steps: int | None = None,
         blocks: int | None = None,
+        forward_passes: Callable[[], int] | None = None,
         pause: float = 0.0,
         pauses: float = 0.0,
     ) -> None:
         self._live = Live(console=console, transient=True, auto_refresh=False, vertical_overflow="crop")
         self._console = console
         self._rows = rows
-        self._ids: list[list[int]] = canvas.tolist()
-        self._ages = [[int(Age.SETTLED if token == mask_id else Age.GIVEN) for token in row] for row in self._ids]
-        self._fresh = canvas != canvas  # (B, L) bool, committed since the last frame: nothing yet
-        self._tokens = tokens
         self._mask_id, self._special_ids = mask_id, frozenset(special_ids)
-        self._masked_at_first = max(self._masked_now(), 1)
+        self._cells = [Cells.at_first(row, mask_id) for row in canvas.tolist()]
+        self._stops = [row.stop for row in rows]
+        self._fresh: torch.Tensor | None = None  # (B, L) bool, committed since the last frame
+        self._surety: torch.Tensor | None = None  # (B, L) float32, of those
+        self._edits: list[Sequence[Sequence[Edit]]] = []  # since the last frame, step by step
+        self._edit_count = 0
+        self._seen: set[int] = set()
+        self._drawn: tuple[int, list[int]] = (0, [])  # the width of the terminal, and the cells of each line
+        self._tokens = tokens
         self._steps, self._blocks = steps, blocks
+        self._forward_passes = forward_passes
+        masked = self._masked_now()
+        self._has_masks, self._masked_at_first = masked > 0, max(masked, 1)
+        self._share = 0.0
+        self._began = time.perf_counter()
         self._pause, self._pauses = pause, pauses
         self._paused = 0.0
         self._next_frame = 0.0
         self._parts: list[str] = []
 
     def __enter__(self) -> LiveView:
-        self._began = time.perf_counter()
         self._live.start()
         self._draw()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._make_room()
         self._live.stop()
 
     def show(self, step: Step) -> None:
         """Take note of a step, and draw it where a frame is due."""
-        self._fresh |= step.committed
+        self._note(step)
         now = time.perf_counter()
         slowly = self._paused < self._pauses
         if now < self._next_frame and not slowly:
@@ -128,42 +145,82 @@ class LiveView:
             time.sleep(self._pause)
             self._paused += self._pause
 
+    def _note(self, step: Step) -> None:
+        """Keep what the canvas will not tell later; nothing is copied from the device and nothing decoded."""
+        if step.edits is not None:
+            self._edits.append(step.edits)
+            return
+        if self._fresh is None or self._fresh.shape != step.committed.shape:
+            self._fresh, self._surety = step.committed, step.confidence
+            return
+        self._fresh = self._fresh | step.committed
+        self._surety = _chosen(step.committed, step.confidence, self._surety)
+
     def _take(self, step: Step) -> None:
-        """Copy the canvas from the device, and let what was committed before the last frame grow old."""
-        before, self._ids = self._ids, step.input_ids.tolist()
-        for ages, fresh, old, new in zip(self._ages, self._fresh.tolist(), before, self._ids, strict=True):
-            replaced = [was not in (self._mask_id, now) for was, now in zip(old, new, strict=True)]
-            ages[:] = [_next_age(*place) for place in zip(ages, fresh, replaced, strict=True)]
-        self._fresh &= False
+        """Let what was written before the last frame grow old, and take in what was written since."""
+        self._cells = [grown_older(cells) for cells in self._cells]
+        for edits in self._edits:
+            self._cells = [edited(*row, self._mask_id) for row in zip(self._cells, edits, strict=True)]
+            self._stops = [stop + growth(own) for stop, own in zip(self._stops, edits, strict=True)]
+            self._edit_count += sum(map(len, edits))
+        if self._fresh is not None:
+            now = (step.input_ids.tolist(), self._fresh.tolist(), self._surety.tolist())
+            rows = zip(self._cells, *now, strict=True)
+            self._cells = [rewritten(*row, self._mask_id) for row in rows]
+        self._edits, self._fresh = [], None
+        self._seen.update(*(cells.ages for cells in self._cells))
         self._parts = self._said(step)
 
     def _said(self, step: Step) -> list[str]:
         elapsed = time.perf_counter() - self._began - self._paused
-        committed = self._masked_at_first - self._masked_now()
+        committed = max(self._masked_at_first - self._masked_now(), 0)
+        self._share = committed / self._masked_at_first if self._has_masks else (step.index + 1) / (self._steps or 1)
         parts = [f"step {step.index + 1}{_of(self._steps)}", f"{elapsed:.1f} s"]
+        if step.edits is not None:
+            return [*parts, f"{self._edit_count} edits", f"{self._edit_count / (step.index + 1):.1f} edits/step"]
         if self._blocks != 1:
             parts.append(f"block {step.block + 1}{_of(self._blocks)}")
+        passes, what = (self._forward_passes(), "forward") if self._forward_passes else (step.index + 1, "step")
         return [
             *parts,
-            f"{committed / (step.index + 1):.1f} tokens/step",
+            f"{committed / max(passes, 1):.1f} tokens/{what}",
             f"{committed / max(elapsed, 1e-3):.0f} tokens/s",
         ]
 
     def _masked_now(self) -> int:
-        return sum(self._shown(n, row).count(self._mask_id) for n, row in enumerate(self._rows))
+        return sum(self._shown(number).ids.count(self._mask_id) for number in range(len(self._rows)))
 
-    def _shown(self, number: int, row: Row) -> list[int]:
-        return self._ids[number][row.start : row.stop]
+    def _shown(self, number: int) -> Cells:
+        """The positions of a row that are shown, with the deleted tokens among them."""
+        cells, row, stop = self._cells[number], self._rows[number], self._stops[number]
+        live = cells.live
+        first = live[row.start] if row.start < len(live) else len(cells.ids)
+        last = live[stop] if stop < len(live) else len(cells.ids)
+        return Cells(cells.ids[first:last], cells.ages[first:last])
 
     def _draw(self) -> None:
+        self._make_room()
         self._live.update(self, refresh=True)
+
+    def _make_room(self) -> None:
+        """A terminal that became narrower has folded the lines of the last frame: take away all that it made of them.
+
+        The cursor is left as many lines below as rich believes it to be.
+        """
+        width, (before, cells) = self._console.size.width, self._drawn
+        if cells and width < before:
+            height = sum(max(-(-count // width), 1) for count in cells)
+            up = f"\x1b[{height - 1}A" if height > 1 else ""
+            self._console.file.write(f"\r{up}\x1b[J" + "\n" * (len(cells) - 1))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         height = max(console.size.height - 1, 3)
-        glyphs = glyphs_for(console.encoding)
-        yield from self._row_lines(console, options.max_width, height - 2, glyphs)
-        done = 1 - self._masked_now() / self._masked_at_first
-        yield progress_text(done=done, parts=self._parts, width=options.max_width, glyphs=glyphs)
+        glyphs, width = glyphs_for(console.encoding), options.max_width
+        legend = [legend_text(self._seen, width)] if height >= LOWEST_WITH_LEGEND else []
+        lines = list(self._row_lines(console, width, height - 2 - len(legend), glyphs))
+        lines += [progress_text(done=self._share, parts=self._parts, width=width, glyphs=glyphs), *legend]
+        self._drawn = width, [line.cell_len for line in lines]
+        yield from lines
 
     def _row_lines(self, console: Console, width: int, height: int, glyphs: Glyphs) -> Iterator[Text]:
         """The rows that fit into `height` lines, each above a blank line."""
@@ -180,13 +237,14 @@ class LiveView:
             yield Text(f"{glyphs.ellipsis} and {left_out} more", "dim", no_wrap=True, overflow="crop")
 
     def _one_row(self, number: int, console: Console, width: int, height: int, glyphs: Glyphs) -> list[Text]:
-        row = self._rows[number]
+        row, cells = self._rows[number], self._shown(number)
         text = canvas_text(
-            self._shown(number, row),
-            self._ages[number][row.start : row.stop],
+            cells.ids,
+            cells.ages,
             self._tokens,
             mask_id=self._mask_id,
             special_ids=self._special_ids,
+            boundaries={place - row.start for place in row.boundaries},
             glyphs=glyphs,
             encoding=console.encoding,
         )
@@ -206,12 +264,9 @@ def _caption(caption: str, console: Console, width: int, height: int, glyphs: Gl
     return lines
 
 
-def _next_age(age: int, is_fresh: bool, is_replaced: bool) -> int:
-    if is_fresh:
-        return Age.REPLACED if is_replaced else Age.FRESH
-    if age == Age.REPLACED:
-        return Age.RECENT
-    return age if age == Age.GIVEN else min(age + 1, Age.SETTLED)
+def _chosen(where: torch.Tensor, new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
+    """``new`` where it is true, else ``old``; replays of traces have NumPy's arrays."""
+    return np.where(where, new, old) if isinstance(new, np.ndarray) else new.where(where, old)
 
 
 def _of(total: int | None) -> str:

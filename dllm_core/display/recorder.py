@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dllm_core.display.cells import growth
 from dllm_core.display.text import TokenText, runs
 from dllm_core.display.trace import COLUMNS, LENGTH, Trace, TraceRow
 
 if TYPE_CHECKING:
-    from dllm_core.samplers.output import SampleOutput, Step
+    from dllm_core.samplers.output import Edit, SampleOutput, Step
     from dllm_core.samplers.state import SamplerState
 
 
@@ -28,6 +29,7 @@ class _Batch:
     before: np.ndarray  # (B, L) int64, the canvas before the first step
     now: np.ndarray  # (B, L) int64
     completes: bool
+    lengths: list[int]
     steps: int = 0
 
 
@@ -55,14 +57,19 @@ class TraceRecorder:
         """Take note of a run that was just started."""
         canvas = state.canvas.cut(state.input_ids, pad_id).cpu().numpy().copy()
         self._seen.update(np.unique(canvas).tolist())
-        self._batch = _Batch(len(self._rows), captions, canvas, canvas, state.canvas.completes)
+        lengths = list(state.canvas.shown)
+        self._batch = _Batch(len(self._rows), captions, canvas, canvas, state.canvas.completes, lengths)
 
     def show(self, step: Step) -> None:
         """Take note of a step."""
         batch = self._batch
         after = step.input_ids.cpu().numpy()
         confidence = step.confidence.cpu().numpy()
-        if after.shape != batch.now.shape:
+        if step.edits is not None:
+            self._keep(step, *self._new_lengths(step.edits))
+            batch.now = _resized(batch.now, after.shape[1], self._mask_id)
+            after = np.where(np.arange(after.shape[1]) < np.array(batch.lengths)[:, None], after, self._mask_id)
+        elif after.shape != batch.now.shape:
             self._keep(step, *self._new_length(after))
             batch.now = _resized(batch.now, after.shape[1], self._mask_id)
         rows, positions = np.nonzero(after != batch.now)
@@ -98,6 +105,17 @@ class TraceRecorder:
     def _new_length(self, after: np.ndarray) -> tuple[np.ndarray, ...]:
         rows = np.arange(len(after))
         return rows, np.full_like(rows, LENGTH), np.full_like(rows, after.shape[1]), np.full(len(rows), np.nan)
+
+    def _new_lengths(self, edits: Sequence[Sequence[Edit]]) -> tuple[np.ndarray, ...]:
+        """The rows that the edits of a step make longer or shorter, as changes."""
+        batch = self._batch
+        grown = [growth(own) for own in edits]
+        batch.lengths = [length + more for length, more in zip(batch.lengths, grown, strict=True)]
+        rows = np.flatnonzero(grown)
+        lengths = np.array(batch.lengths)[rows]
+        for row, length in zip(rows, lengths, strict=True):
+            batch.now[row, length:] = self._mask_id  # as a reader cuts and fills it
+        return rows, np.full_like(rows, LENGTH), lengths, np.full(len(rows), np.nan)
 
     def _keep(
         self, step: Step, rows: np.ndarray, positions: np.ndarray, tokens: np.ndarray, confidence: np.ndarray

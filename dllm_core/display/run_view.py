@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from dllm_core.models.denoiser import Denoiser
     from dllm_core.samplers.base import Sampler
+    from dllm_core.samplers.canvas import Canvas
     from dllm_core.samplers.state import SamplerState
 
 
@@ -28,20 +29,26 @@ def view_of_run(
         seconds: slow the run down by up to so many, so that it can be watched.
     """
     denoiser, canvas = sampler.denoiser, state.canvas
-    spans = zip(captions, canvas.prompt_lengths, canvas.shown, strict=True)
+    spans = zip(captions, canvas.prompt_lengths, canvas.shown, range(len(canvas.rows)), strict=True)
     return LiveView(
         console,
-        [Row(caption, start, stop) for caption, start, stop in spans],
+        [Row(caption, start, stop, block_starts(canvas, row)) for caption, start, stop, row in spans],
         canvas.cut(state.input_ids, denoiser.pad_token_id),
         token_text(denoiser),
         mask_id=denoiser.mask_token_id,
         special_ids=special_ids(denoiser),
         steps=steps_ahead(sampler, state),
         blocks=max(canvas.blocks(row) for row in range(len(canvas.rows))),
+        forward_passes=lambda: state.stats.forward_passes,
         # Many runs end with their first block, so the time is measured out for that one.
         pause=seconds / len(state.block.open_counts) if state.block else 0.0,
         pauses=seconds,
     )
+
+
+def block_starts(canvas: Canvas, row: int) -> tuple[int, ...]:
+    """The positions where a block of a row begins, but for the first."""
+    return tuple(canvas.span(row, block)[0] for block in range(1, canvas.blocks(row)))
 
 
 def token_text(denoiser: Denoiser) -> TokenText:

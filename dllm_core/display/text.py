@@ -17,21 +17,44 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class Age(IntEnum):
-    """How long ago a position was committed, counted in drawn frames; the youngest of a group is what is shown."""
+    """How long ago a position was written, counted in drawn frames; the youngest of a group is what is shown."""
 
-    REPLACED = -1  # just now, in place of another token
-    FRESH = 0
+    DELETED = -7  # just now; struck through, then gone
+    LEAVING = -6  # the frame before it is gone
+    INSERTED = -5
+    REPLACED = -4  # just now, in place of another token
+    REVOKED = -3  # just now masked again
+    UNSURE = -2  # just now, with a confidence below a half
+    LIKELY = -1  # ... below nine tenths
+    FRESH = 0  # ... above that, or of unknown confidence
     RECENT = 1
     SETTLED = 2
     GIVEN = 3
 
 
+# No two of the new ones differ by colour alone, and the shades of confidence differ in lightness, so that they can be
+# told apart with any colour vision, and most of them with NO_COLOR as well.
 STYLES: dict[int, str] = {
+    Age.DELETED: "strike red",
+    Age.LEAVING: "dim strike red",
+    Age.INSERTED: "underline black on bright_green",
     Age.REPLACED: "bold underline black on bright_yellow",
+    Age.REVOKED: "bold magenta",
+    Age.UNSURE: "italic white on blue",
+    Age.LIKELY: "black on cyan",
     Age.FRESH: "bold black on bright_cyan",
     Age.RECENT: "bold cyan",
     Age.SETTLED: "",
     Age.GIVEN: "dim",
+}
+LEGEND = {
+    Age.FRESH: "sure",
+    Age.LIKELY: "likely",
+    Age.UNSURE: "unsure",
+    Age.REVOKED: "masked again",
+    Age.INSERTED: "inserted",
+    Age.REPLACED: "substituted",
+    Age.DELETED: "deleted",
 }
 MASK_STYLE = "bright_black"
 SPECIAL_STYLE = "dim"
@@ -45,11 +68,13 @@ class Glyphs:
         mask: a position that is still masked.
         partial: a part of a character, whose other bytes are still masked.
         special: an end of sequence, an end of turn, or another token that the finished text leaves out.
+        boundary: stands in front of each block but the first.
     """
 
     mask: str
     partial: str
     special: str
+    boundary: str
     prompt: str
     separator: str
     ellipsis: str
@@ -58,10 +83,26 @@ class Glyphs:
 
 
 UNICODE = Glyphs(
-    mask="░", partial="▒", special="·", prompt="❯", separator=" · ", ellipsis="…", bar_done="━", bar_left="─"
+    mask="░",
+    partial="▒",
+    special="·",
+    boundary="┊",
+    prompt="❯",
+    separator=" · ",
+    ellipsis="…",
+    bar_done="━",
+    bar_left="─",
 )
 ASCII = Glyphs(
-    mask="_", partial="?", special=".", prompt=">", separator=" | ", ellipsis="...", bar_done="=", bar_left="-"
+    mask="_",
+    partial="?",
+    special=".",
+    boundary="|",
+    prompt=">",
+    separator=" | ",
+    ellipsis="...",
+    bar_done="=",
+    bar_left="-",
 )
 
 
@@ -158,31 +199,69 @@ def canvas_text(
     *,
     mask_id: int,
     special_ids: Collection[int],
+    boundaries: Collection[int] = (),
     glyphs: Glyphs = UNICODE,
     encoding: str = "utf-8",
 ) -> Text:
     """One row of a canvas as styled text.
 
     Args:
-        ids: the token ids to show, in order.
-        ages: of the same length, when each was committed; what stands at a masked position does not matter.
+        ids: the token ids to show, in order; those that were just deleted among them.
+        ages: of the same length, when each was committed; of a masked position only `Age.REVOKED` matters.
         tokens: gives the text of the tokens.
         mask_id: shown as a dim block.
         special_ids: those that the finished text leaves out, above all the end of sequence; shown as a dim dot.
+        boundaries: positions, those that were deleted not counted, in front of which a block begins.
     """
-    text = Text()
+    live = [place for place, age in enumerate(ages) if age > Age.LEAVING]
+    deleted = _deleted_before(live, ids, ages)
+
+    def one(token: int) -> str:
+        return glyphs.mask if token == mask_id else glyphs.special if token in special_ids else tokens.alone(token)
+
+    text, written = Text(), 0
+    parts = _parts(
+        [ids[place] for place in live], [ages[place] for place in live], tokens, mask_id, special_ids, glyphs
+    )
+    for length, shown, style in [*parts, (1, "", "")]:
+        for place in range(written, written + length):
+            if place in boundaries:
+                text.append(glyphs.boundary, SPECIAL_STYLE)
+            for token, age in deleted.get(place, ()):
+                text.append(shown_as(one(token).replace(REPLACEMENT, glyphs.partial), encoding), STYLES[age])
+        text.append(shown_as(shown, encoding), style)
+        written += length
+    return text
+
+
+def _deleted_before(live: Sequence[int], ids: Sequence[int], ages: Sequence[int]) -> dict[int, list[tuple[int, int]]]:
+    """The deleted tokens and their ages in front of each that is left, by its number among those."""
+    if len(live) == len(ids):
+        return {}
+    edges = [-1, *live, len(ids)]
+    gaps = {n: range(before + 1, after) for n, (before, after) in enumerate(itertools.pairwise(edges))}
+    return {n: [(ids[place], ages[place]) for place in gap] for n, gap in gaps.items() if gap}
+
+
+def _parts(
+    ids: Sequence[int],
+    ages: Sequence[int],
+    tokens: TokenText,
+    mask_id: int,
+    special_ids: Collection[int],
+    glyphs: Glyphs,
+) -> Iterator[tuple[int, str, str]]:
+    """How many tokens, their text and its style, in order."""
     for start, stop in runs(ids, mask_id, special_ids):
         if ids[start] == mask_id:
-            text.append(glyphs.mask * (stop - start), MASK_STYLE)
+            yield from ((1, glyphs.mask, STYLES[age] if age == Age.REVOKED else MASK_STYLE) for age in ages[start:stop])
         elif ids[start] in special_ids:
-            for age in ages[start:stop]:
-                text.append(glyphs.special, STYLES[age] if age < Age.SETTLED else SPECIAL_STYLE)
+            styles = (STYLES[age] if age < Age.SETTLED else SPECIAL_STYLE for age in ages[start:stop])
+            yield from ((1, glyphs.special, style) for style in styles)
         else:
             for piece in tokens.pieces(ids[start:stop]):
                 youngest = min(ages[start + piece.start : start + piece.stop])
-                whole = piece.text.replace(REPLACEMENT, glyphs.partial)
-                text.append(shown_as(whole, encoding), STYLES[youngest])
-    return text
+                yield piece.stop - piece.start, piece.text.replace(REPLACEMENT, glyphs.partial), STYLES[youngest]
 
 
 def runs(ids: Sequence[int], mask_id: int, special_ids: Collection[int]) -> Iterator[tuple[int, int]]:
@@ -223,7 +302,20 @@ def window(lines: Sequence[Text], height: int) -> list[Text]:
 
 
 def _is_masked(line: Text) -> bool:
-    return any(span.style == MASK_STYLE for span in line.spans)
+    return any(span.style in (MASK_STYLE, STYLES[Age.REVOKED]) for span in line.spans)
+
+
+def legend_text(ages: Collection[int], width: int) -> Text:
+    """What the marks mean, each word in the style that it explains, on one line of at most `width` cells.
+
+    Args:
+        ages: those that were seen.
+    """
+    text = Text(no_wrap=True, overflow="crop")
+    for age, word in LEGEND.items():
+        if age in ages and text.cell_len + len(word) + 1 <= width:
+            text.append(" " * bool(text.plain)).append(word, STYLES[age])
+    return text
 
 
 def progress_text(

@@ -10,15 +10,25 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dllm_core.cli import main
+from dllm_core.cli.visualize import Difference as Edit
+from dllm_core.cli.visualize import differences
+from dllm_core.display.cells import Cells, edited
 from dllm_core.display.order import cells_after, order_png, order_svg, replay_gif, shade
 from dllm_core.display.page import page
+from dllm_core.display.recorder import TraceRecorder
+from dllm_core.display.text import TokenText
 from dllm_core.display.trace import COLUMNS, LENGTH, Trace, TraceRow, read_trace, write_trace
 from dllm_core.errors import DataError
+from dllm_core.samplers.output import SampleOutput, SampleStats, Step
 
 MASK, END = 0, 1
 
@@ -89,6 +99,31 @@ def test_what_is_read_is_what_was_written(tmp_path):
 def test_a_canvas_may_grow_and_shrink():
     trace = made([(0, LENGTH, 6), (0, 5, 2), (1, LENGTH, 3), (1, 0, 3)])
     assert [ids for _, ids in trace.frames(0)] == [[0, 0, 0, 0, 0, 2], [3, 0, 0]]
+
+
+def test_edits_are_recorded_row_by_row_and_told_again_from_the_canvases():
+    state = SimpleNamespace(
+        canvas=SimpleNamespace(cut=lambda ids, pad: ids, completes=False, shown=(3, 2)),
+        input_ids=torch.tensor([[2, 3, 4], [5, 6, END]]),
+    )
+    recorder = TraceRecorder(TokenText(lambda ids: "x" * len(ids)), mask_id=MASK, special_ids=[END], end_ids=[])
+    recorder.begin(state, ["", ""], END)
+    edits = [[Edit("delete", 0, 2, None)], [Edit("insert", -1, None, 7), Edit("insert", 1, None, 8)]]
+    ids = torch.tensor([[3, 4, END, END], [7, 5, 6, 8]])
+    nothing = torch.zeros(2, 4, dtype=torch.bool)
+    recorder.show(Step(0, 0, ids, nothing, torch.full((2, 4), torch.nan), nothing[:, 0], edits))
+    lengths = torch.tensor([2, 4])
+    recorder.end(SampleOutput(ids, lengths, torch.zeros(2, dtype=torch.int64), ["xx", "xxxx"], SampleStats()))
+    trace = recorder.trace({})
+    assert [[canvas for _, canvas in trace.frames(row)] for row in (0, 1)] == [[[3, 4]], [[7, 5, 6, 8]]]
+    assert differences([5, 6], [7, 5, 6, 8]) == edits[1]
+    assert differences([2, 3, 4], [3, 4]) == edits[0]
+
+
+@given(before=st.lists(st.integers(1, 4), max_size=8), after=st.lists(st.integers(1, 4), max_size=8))
+def test_the_edits_told_from_two_canvases_lead_from_one_to_the_other(before, after):
+    cells = edited(Cells.at_first(before, MASK), differences(before, after), MASK)
+    assert [cells.ids[place] for place in cells.live] == after
 
 
 def test_a_long_trace_is_small_and_opens_at_once(tmp_path):
