@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from dllm_core import registry
+from dllm_core.cli.completing import components, models
 from dllm_core.cli.prompts import Request, parse_record, read_requests
 from dllm_core.cli.run import DEFAULT_SAMPLER, bundled_checkpoint, choose_model, default_length, demo_requests
 from dllm_core.config import at_least, parse_assignments
@@ -67,9 +68,21 @@ Examples:
 @click.command(
     "bench", epilog=EPILOG, short_help="Compare samplers.", context_settings={"help_option_names": ["-h", "--help"]}
 )
-@click.option("-m", "--model", help="Hub id, folder, or bundled checkpoint. Default: the first bundled one.")
+@click.option(
+    "-m",
+    "--model",
+    shell_complete=models,
+    help="Hub id, folder, or bundled checkpoint. Default: the first bundled one.",
+)
 @click.option("--prompts-file", type=click.Path(path_type=Path), metavar="JSONL", help="Default: the model's own.")
-@click.option("--sampler", "samplers", multiple=True, metavar="NAME", help="May be repeated. Default: see below.")
+@click.option(
+    "--sampler",
+    "samplers",
+    shell_complete=components("sampler"),
+    multiple=True,
+    metavar="NAME",
+    help="May be repeated. Default: see below.",
+)
 @click.option("-o", "assignments", multiple=True, metavar="KEY=VALUE", help="An option of every sampler that has it.")
 @click.option("--vary", "varied", multiple=True, metavar="KEY=A,B", help="Try each value, with each of the others.")
 @click.option("--count", type=int, default=28, show_default=True, help="At most so many prompts.")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dllm_core import registry
+from dllm_core.cli.completing import components, models
 from dllm_core.cli.run import SamplerChoice, choose_model, default_length, load_model, wants_view
 from dllm_core.config import parse_assignments
 from dllm_core.errors import DllmError
@@ -28,8 +29,18 @@ PROMPT = "> "
 @click.command(
     "chat", epilog=EPILOG, short_help="Talk with a model.", context_settings={"help_option_names": ["-h", "--help"]}
 )
-@click.option("-m", "--model", help="Hub id, folder, or bundled checkpoint. Default: the first bundled one.")
-@click.option("--sampler", metavar="NAME", help="Default: the one made for the model's family, else mdlm.")
+@click.option(
+    "-m",
+    "--model",
+    shell_complete=models,
+    help="Hub id, folder, or bundled checkpoint. Default: the first bundled one.",
+)
+@click.option(
+    "--sampler",
+    shell_complete=components("sampler"),
+    metavar="NAME",
+    help="Default: the one made for the model's family, else mdlm.",
+)
 @click.option("-o", "assignments", multiple=True, metavar="KEY=VALUE", help="A sampler option; may be repeated.")
 @click.option("--system", metavar="TEXT", help="System message.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps ...")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dllm_core import registry
+from dllm_core.cli.completing import components, models
 from dllm_core.cli.run import DEFAULT_SAMPLER
 from dllm_core.config import at_least, parse_assignments
 from dllm_core.errors import OptionError
@@ -75,10 +76,22 @@ Examples:
 @click.command(
     "eval", epilog=EPILOG, short_help="Evaluate a model.", context_settings={"help_option_names": ["-h", "--help"]}
 )
-@click.option("-m", "--model", help="Hub id, folder, or bundled checkpoint. Default: the preset's, else a bundled one.")
+@click.option(
+    "-m",
+    "--model",
+    shell_complete=models,
+    help="Hub id, folder, or bundled checkpoint. Default: the preset's, else a bundled one.",
+)
 @click.option("--tasks", multiple=True, metavar="A,B", help="Names of tasks or groups; of a preset, only these.")
-@click.option("--preset", metavar="NAME", help="Tasks and settings of a paper, with the scores it published.")
-@click.option("--sampler", metavar="NAME", help="Default: the family's own, else mdlm.")
+@click.option(
+    "--preset",
+    shell_complete=components("eval preset"),
+    metavar="NAME",
+    help="Tasks and settings of a paper, with the scores it published.",
+)
+@click.option(
+    "--sampler", shell_complete=components("sampler"), metavar="NAME", help="Default: the family's own, else mdlm."
+)
 @click.option("-o", "assignments", multiple=True, metavar="KEY=VALUE", help="A sampler option; may be repeated.")
 @click.option("--num-fewshot", type=int, metavar="N", help="Examples in front of each question. Default: the task's.")
 @click.option("--limit", type=int, metavar="N", help="Only the first N documents of each task.")

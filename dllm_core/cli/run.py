@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from dllm_core import registry
+from dllm_core.cli.completing import components, models
 from dllm_core.cli.prompts import BLANK, Request, read_requests
 from dllm_core.config import at_least, parse_assignments
 from dllm_core.errors import ModelLoadError, OptionError, PromptError, UnknownComponentError, did_you_mean
@@ -76,9 +77,19 @@ Examples:
 @click.argument("prompt", required=False)
 @click.option("--prompts-file", type=click.Path(path_type=Path), metavar="JSONL", help="One prompt a line, as JSON.")
 @click.option("--infill", is_flag=True, help="PROMPT is a text with blanks: [MASK], or [MASK:5] for five tokens.")
-@click.option("-m", "--model", help="Hub id, folder, or bundled checkpoint. Default: the first bundled one.")
+@click.option(
+    "-m",
+    "--model",
+    shell_complete=models,
+    help="Hub id, folder, or bundled checkpoint. Default: the first bundled one.",
+)
 @click.option("--plugin", metavar="NAME", help="Use the checkpoint and the sampler that this plugin brings.")
-@click.option("--sampler", metavar="NAME", help=f"Default: {DEFAULT_SAMPLER}. 'dllm plugins' lists them.")
+@click.option(
+    "--sampler",
+    shell_complete=components("sampler"),
+    metavar="NAME",
+    help=f"Default: {DEFAULT_SAMPLER}. 'dllm plugins' lists them.",
+)
 @click.option("-o", "assignments", multiple=True, metavar="KEY=VALUE", help="A sampler option; may be repeated.")
 @click.option("--max-new-tokens", type=int, help="Length of the completion, in tokens.")
 @click.option("--steps", type=int, help="Denoising steps in all. Default: one a token.")

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -36,3 +37,44 @@ def test_commands_and_options_are_completed():
 def test_an_unknown_shell_is_refused_in_words(capsys):
     assert main(["completion", "tcsh"]) == 2
     assert "'bash', 'zsh', 'fish'" in capsys.readouterr().err
+
+
+def installed(folder: Path) -> dict[str, str]:
+    """The environment of a shell that finds ``dllm`` as a program."""
+    program = folder / "dllm"
+    program.write_text(f"#!{sys.executable}\nimport sys\n\nfrom dllm_core.cli import main\n\nsys.exit(main())\n")
+    program.chmod(0o755)
+    return os.environ | {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "HOME": str(folder)}
+
+
+WORDS = {"dllm vis": "visualize", "dllm run --tra": "--trace", "dllm run --model lla": "llada-tiny"}
+# How each shell is asked what Tab would give, once it has read the script.
+BASH = """\
+source script
+words=({words}); COMP_WORDS=("${{words[@]}}"); COMP_CWORD=$((${{#words[@]}} - 1))
+_dllm_completion dllm "${{words[-1]}}"; printf '%s\\n' "${{COMPREPLY[@]}}"
+"""
+ZSH = """\
+autoload -Uz compinit && compinit -u -d dump
+source script
+compadd() {{ local -a given; given=("$@"); print -l -- $given; [[ -n $5 ]] && print -l -- ${{(P)5}} }}
+_describe() {{ print -l -- ${{(P)3}} }}
+words=({words}); CURRENT=${{#words}}
+_dllm_completion
+"""
+FISH = 'source script; complete --do-complete "{words}"\n'
+
+
+@pytest.mark.parametrize(("shell", "question"), [("bash", BASH), ("zsh", ZSH), ("fish", FISH)], ids=lambda x: x[:4])
+def test_a_shell_completes_a_command_an_option_and_a_checkpoint(shell: str, question: str, tmp_path: Path) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"no {shell} here")
+    environment = installed(tmp_path)
+    script = subprocess.run(
+        ["dllm", "completion", shell], env=environment, capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    (tmp_path / "script").write_text(script.stdout)
+    for words, wanted in WORDS.items():
+        asked = [shell, "-c", question.format(words=words)]
+        done = subprocess.run(asked, env=environment, capture_output=True, text=True, cwd=tmp_path)
+        assert wanted in done.stdout, f"{words}: {done.stdout} {done.stderr}"
