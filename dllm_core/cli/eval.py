@@ -55,6 +55,7 @@ class EvalArguments:
     output: Path | None
     log_samples: bool
     trace_samples: int
+    compare: tuple[Path, ...]
     allow_code_execution: bool
     dry_run: bool
     as_json: bool
@@ -112,6 +113,9 @@ Examples:
 )
 @click.option("--log-samples", is_flag=True, help="Write prompts and answers too; needs --output.")
 @click.option("--trace-samples", type=int, default=0, metavar="N", help="Steps of N answers a task, on the page.")
+@click.option(
+    "--compare", multiple=True, type=click.Path(path_type=Path), metavar="DIR", help="Show runs side by side."
+)
 @click.option("--allow-code-execution", is_flag=True, help="Run what the model writes, in a jail, to score code tasks.")
 @click.option("--dry-run", is_flag=True, help="Print what would be done, and what it costs in forward passes.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
@@ -134,6 +138,11 @@ def evaluate(arguments: EvalArguments) -> None:
     from dllm_core.evaluation.registration import check_installed
 
     check_installed()
+    if arguments.compare:
+        from dllm_core.cli.eval_compare import compare
+
+        compare(arguments.compare, arguments.output, as_json=arguments.as_json)
+        return
     preset = chosen_preset(arguments)
     plans = preset.plans if preset else chosen_plans(arguments)
     model = arguments.model or (preset.model if preset else first_checkpoint())
@@ -178,7 +187,9 @@ def check(arguments: EvalArguments) -> None:
         value = getattr(arguments, name)
         if value is not None:
             at_least("--" + name.replace("_", "-"), value, 1)
-    if not (arguments.tasks or arguments.preset):
+    if arguments.compare and (arguments.tasks or arguments.preset):
+        raise OptionError("--compare shows runs that are done; give it without --tasks and --preset")
+    if not (arguments.tasks or arguments.preset or arguments.compare):
         raise OptionError("nothing to evaluate; name --tasks or a --preset ('dllm plugins' lists both)")
     if arguments.log_samples and arguments.output is None:
         raise OptionError("--log-samples writes files; say where with --output")

@@ -79,12 +79,14 @@ class Names:
 
     Args:
         most: the largest value that y can have, for instance 100 percent; None: there is none.
+        fewer: a smaller x is better; the axis runs from right to left.
     """
 
     title: str
     x: str
     y: str
     most: float | None = None
+    fewer: bool = False
 
 
 def check(path: Path) -> None:
@@ -104,10 +106,11 @@ def check(path: Path) -> None:
         ) from error
 
 
-def front(points: Sequence[Point]) -> list[Point]:
-    """The points that no other beats in both x and y, by growing x."""
+def front(points: Sequence[Point], *, fewer: bool = False) -> list[Point]:
+    """The points that no other beats in both x and y, the best x last; `fewer`: a smaller x is better."""
+    sign = 1 if fewer else -1
     best: list[Point] = []
-    for point in sorted(points, key=lambda point: (-point.x, -point.y)):
+    for point in sorted(points, key=lambda point: (sign * point.x, -point.y)):
         if not best or point.y > best[-1].y:
             best.append(point)
     return best[::-1]
@@ -129,7 +132,7 @@ def pareto(points: Sequence[Point], names: Names) -> Figure:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6.4 + 0.075 * longest, max(4.4, 0.6 + 0.25 * len(points))), layout="constrained")
         axes = figure.subplots()
-        edge = front(points)
+        edge = front(points, fewer=names.fewer)
         axes.plot([p.x for p in edge], [p.y for p in edge], color=FAINT, linestyle=":", zorder=1, label="_front")
         marks = [_mark(axes, point, series.index(point.series), names.most) for point in points]
         _dress(axes, points, names)
@@ -172,6 +175,8 @@ def _dress(axes: Axes, points: Sequence[Point], names: Names) -> None:
         axes.xaxis.set_minor_formatter(NullFormatter())
     else:
         axes.set_xlim(left=0)
+    if names.fewer:
+        axes.invert_xaxis()
 
 
 def _number(axes: Axes, points: Sequence[Point]) -> None:
@@ -285,7 +290,17 @@ def render(figure: Figure, suffix: str, *, title: str = "", table: Iterable[Sequ
             return buffer.getvalue()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Title": title or None})
     svg = buffer.getvalue()
-    return svg if suffix.lower() == ".svg" else _page(svg.decode(), title, list(table)).encode()
+    return svg if suffix.lower() == ".svg" else _page([svg.decode()], title, list(table)).encode()
+
+
+def gallery(svgs: Sequence[bytes], title: str, table: Iterable[Sequence[str]]) -> bytes:
+    """Several pictures on one page, with the figures behind them.
+
+    Args:
+        svgs: pictures, from `render`.
+        title, table: as of `render`.
+    """
+    return _page([svg.decode() for svg in svgs], title, list(table)).encode()
 
 
 PAGE = """\
@@ -317,10 +332,10 @@ th:nth-child(-n+2), td:nth-child(-n+2) {{ text-align: left; }}
 """
 
 
-def _page(svg: str, title: str, table: Sequence[Sequence[str]]) -> str:
+def _page(svgs: Sequence[str], title: str, table: Sequence[Sequence[str]]) -> str:
     rows = []
     for number, row in enumerate(table):
         tag = "td" if number else "th"
         rows.append("<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>")
-    drawing = svg[svg.index("<svg") :]  # without the XML declaration, which has no place inside a page
+    drawing = "".join(svg[svg.index("<svg") :] for svg in svgs)  # an XML declaration has no place inside a page
     return PAGE.format(title=html.escape(title, quote=True), svg=drawing, rows="\n".join(rows))

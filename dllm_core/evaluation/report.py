@@ -34,6 +34,15 @@ def show(results: Sequence[TaskResult], *, tolerance: float | None) -> None:
         _say(line)
 
 
+def show_table(rows: Sequence[Sequence[str]]) -> None:
+    """Print a table, header first."""
+    header, *rest = rows
+    table = _table(*header)
+    for row in rest:
+        table.add_row(*row)
+    _print(table)
+
+
 @dataclass(frozen=True)
 class Row:
     """A line of the table.

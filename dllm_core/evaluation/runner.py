@@ -112,6 +112,7 @@ class TaskResult:
         """For the results file, without time and samples."""
         return {
             "plan": asdict(self.plan) | {"label": self.plan.name},
+            "metric": self.metric,
             "score": self.score,
             "standard_error": self.standard_error,
             "metrics": self.metrics,
