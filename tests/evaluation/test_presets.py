@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +21,7 @@ from dllm_core.evaluation.plan import TaskPlan, check_family, chosen, read_prese
 from dllm_core.evaluation.settings import OF_LIKELIHOOD, option_names
 from dllm_core.samplers import parts
 
+ROOT = Path(__file__).parents[2]
 PRESETS = [component.full_id for component in registry.components("eval preset")]
 PLANS = [(name, plan) for name in PRESETS for plan in read_preset(name).plans]
 
@@ -136,6 +139,25 @@ def test_a_dry_run_of_a_preset_without_data_names_the_files_to_get(capsys, offli
     assert f"{tmp_path}/hellaswag/" in printed
 
 
+def test_the_preset_of_a_bundled_checkpoint_has_every_cell_of_its_readme():
+    text = (ROOT / "plugins/dllm-llada/README.md").read_text(encoding="utf-8")
+    table = re.findall(r"^\| (\w+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", text, re.MULTILINE)
+    orders = ("confidence", "left-to-right", "one-step")
+    cells = {f"{skill} {order}": float(cell) for skill, *row in table for order, cell in zip(orders, row, strict=True)}
+    assert len(cells) == 21
+    assert {plan.name: plan.published["readme"] for plan in read_preset("llada-tiny").plans} == cells
+
+
+@pytest.mark.slow
+def test_cells_of_the_readme_come_out_of_the_preset(capsys):
+    """The fast cells; all 21 come out of ``dllm eval --preset llada-tiny``, in some minutes."""
+    names = [plan.name for plan in read_preset("llada-tiny").plans if plan.options.get("steps") == 1]
+    assert main(["eval", "--preset", "llada-tiny", "--tasks", ",".join(names), "--device", "cpu", "--json"]) == 0
+    scores = {one["plan"]["label"]: one["score"] for one in json.loads(capsys.readouterr().out)["tasks"]}
+    want = {name: plan_of("llada-tiny", name).published["readme"] for name in names}
+    assert scores == pytest.approx(want, abs=0.05)
+
+
 @pytest.mark.slow
 def test_every_preset_has_a_dry_run(capsys, offline, monkeypatch):
     manager = finding.TaskManager(include_path=[str(path) for path in finding.task_folders()])
@@ -145,6 +167,14 @@ def test_every_preset_has_a_dry_run(capsys, offline, monkeypatch):
         rows = json.loads(capsys.readouterr().out)["tasks"]
         assert len(rows) == len(read_preset(name).plans)
         assert [row["plan"]["task"] for row in rows if not row["forward_passes"]] == []
+
+
+def test_a_preset_for_another_family_stops_the_command(capsys):
+    given = ["--preset", "dream-7b-instruct", "--tasks", "dllm_mmlu_letter", "--model", "llada-tiny"]
+    assert main(["eval", *given, "--device", "cpu"]) == 2
+    said = capsys.readouterr().err
+    assert "preset 'dream-7b-instruct' is for dream, this model is of the family llada" in said
+    assert said.count("\n") == 1
 
 
 def test_missing_data_of_a_task_stop_a_run(offline, tmp_path):
