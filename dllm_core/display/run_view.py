@@ -29,6 +29,8 @@ def view_of_run(
         seconds: slow the run down by up to so many, so that it can be watched.
     """
     denoiser, canvas = sampler.denoiser, state.canvas
+    has_blocks = hasattr(state, "block")  # samplers that edit have none
+    open_counts = state.block.open_counts if has_blocks and state.block else ()
     spans = zip(captions, canvas.prompt_lengths, canvas.shown, range(len(canvas.rows)), strict=True)
     return LiveView(
         console,
@@ -37,11 +39,11 @@ def view_of_run(
         token_text(denoiser),
         mask_id=denoiser.mask_token_id,
         special_ids=special_ids(denoiser),
-        steps=steps_ahead(sampler, state),
+        steps=steps_ahead(sampler, state) if has_blocks else None,
         blocks=max(canvas.blocks(row) for row in range(len(canvas.rows))),
         forward_passes=lambda: state.stats.forward_passes,
         # Many runs end with their first block, so the time is measured out for that one.
-        pause=seconds / len(state.block.open_counts) if state.block else 0.0,
+        pause=seconds / len(open_counts) if open_counts else 0.0,
         pauses=seconds,
     )
 

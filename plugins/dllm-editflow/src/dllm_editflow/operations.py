@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from itertools import groupby
+from itertools import groupby, takewhile
 from operator import attrgetter
 
 from dllm_core.errors import DataError
@@ -60,6 +60,11 @@ class Operation:
         if values["kind"] not in KINDS:
             raise DataError(f"an operation's kind is {', '.join(KINDS)}; got {values['kind']!r}")
         return cls(**values)
+
+
+def edits_of_step(log: Sequence[Operation], step: int) -> list[Operation]:
+    """What a row's log has of its last step, if that is the one."""
+    return list(takewhile(lambda operation: operation.step == step, reversed(log)))[::-1]
 
 
 def replay(operations: Iterable[Operation], tokens: Sequence[int]) -> list[int]:

@@ -36,6 +36,7 @@ from dllm_editflow.deciding import Decide, Decision, Limits, allowed_rates
 from dllm_editflow.grid import moves
 from dllm_editflow.host import hashes, rows_left, take_in, texts
 from dllm_editflow.kappa import get_kappa
+from dllm_editflow.operations import edits_of_step
 from dllm_editflow.options import EditFlowOptions
 from dllm_editflow.reading import read_edits
 from dllm_editflow.reversing import turn_back
@@ -329,6 +330,7 @@ class EditFlowSampler(Sampler):
             committed=put_back(nothing, numbers, applied.kinds != KEPT, shape[1], False),
             confidence=put_back(unknown, numbers, applied.surety, shape[1], torch.nan),
             done=state.done,
+            edits=[edits_of_step(log, state.index - 1) for log in state.operations],
         )
 
 
