@@ -19,7 +19,7 @@ COMMANDS = {
     "run": ("dllm_core.cli.run:command", "Generate text; alone, show a bundled model at work."),
     "chat": ("dllm_core.cli.chat:command", "Talk with a model."),
     "edit": ("dllm_core.cli.edit:command", "Mend a file: insert, delete and substitute."),
-    "visualize": ("dllm_core.cli.visualize:command", "Replay a trace of run, or make a page or a picture of it."),
+    "visualize": ("dllm_core.cli.visualize:command", "Replay a trace of run, or draw it, or a training's curves."),
     "train": ("dllm_core.cli.train:command", "Train a model from a recipe."),
     "eval": ("dllm_core.cli.eval:command", "Score a model on tasks, or on the table of a paper."),
     "data": ("dllm_core.cli.data:command", "Prepare data sets, and look at what is learned of them."),

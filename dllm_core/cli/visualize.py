@@ -1,4 +1,4 @@
-"""`dllm visualize`: replay a trace of `dllm run --trace`, or export it as a page or a picture. No torch here."""
+"""`dllm visualize`: replay or export a trace of `dllm run --trace`, or draw a training's curves. No torch here."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import click
 import numpy as np
 from rich.console import Console
 
+from dllm_core.cli import curves
 from dllm_core.config import at_least
 from dllm_core.display.page import change_data, page
 from dllm_core.display.trace import Trace, read_trace
@@ -50,6 +51,7 @@ Examples:
   dllm run "reverse planet" --trace planet.trace
   dllm visualize planet.trace                      replay it here
   dllm visualize planet.trace --html planet.html --svg planet.svg
+  dllm visualize out --png curves.png              of a training: loss, learning rate, gradient norm
 """
 
 
@@ -59,11 +61,11 @@ Examples:
 @click.argument("trace", type=click.Path(path_type=Path))
 @click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="One page that needs nothing beside it.")
 @click.option("--gif", type=click.Path(path_type=Path), metavar="FILE", help="The replay as a moving picture (Pillow).")
-@click.option("--svg", type=click.Path(path_type=Path), metavar="FILE", help="The decoding order as a picture.")
+@click.option("--svg", type=click.Path(path_type=Path), metavar="FILE", help="The decoding order, or the curves.")
 @click.option("--png", type=click.Path(path_type=Path), metavar="FILE", help="The same as PNG (Pillow).")
 @click.option("--row", type=int, default=1, show_default=True, help="Which answer of the trace; --html has all.")
 @click.option("--seconds", type=float, default=SECONDS, show_default=True, help="How long the replay takes.")
-@click.option("--json", "as_json", is_flag=True, help="The trace as JSON: one object, every change of every row.")
+@click.option("--json", "as_json", is_flag=True, help="The trace as JSON: every change of every row; or the log.")
 def command(
     trace: Path,
     html: Path | None,
@@ -74,13 +76,21 @@ def command(
     seconds: float,
     as_json: bool,
 ) -> None:
-    """Replay TRACE, a file that 'dllm run --trace TRACE' wrote, or export it."""
+    """Replay TRACE, a file that 'dllm run --trace TRACE' wrote, or export it.
+
+    Where TRACE is the output folder of a training, or the trainer_state.json in it, its curves are drawn.
+    """
     at_least("--row", row, 1)
     at_least("--seconds", seconds, 0)
+    exports = [("--html", html, _html), ("--gif", gif, _gif), ("--svg", svg, _svg), ("--png", png, _png)]
+    if curves.is_training(trace):
+        wanted = {flag: path for flag, path, _ in exports if path is not None}
+        for path in curves.visualize(trace, wanted, as_json=as_json):
+            print(f"wrote {path}", file=sys.stderr)
+        return
     found = read_trace(trace)
     if row > len(found.rows):
         raise OptionError(f"--row {row}: the trace holds {len(found.rows)} answers; give 1 to {len(found.rows)}")
-    exports = [("--html", html, _html), ("--gif", gif, _gif), ("--svg", svg, _svg), ("--png", png, _png)]
     for flag, path, export in exports:
         if path is not None:
             _write(flag, path, export, found, row - 1)

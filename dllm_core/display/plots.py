@@ -221,18 +221,23 @@ def training_curves(runs: Mapping[str, TrainingLog]) -> Figure:
 
 
 def _draw_panel(axes: Axes, title: str, keys: Mapping[str, str], runs: Mapping[str, TrainingLog]) -> None:
-    """One line a run and key, in the run's colour and markers and the key's kind of line."""
+    """One line a run and key: the colour and marker say which run, or which key where there is only one run.
+
+    Of several runs a key shows in its kind of line, and in markers that are hollow behind the first.
+    """
     for number, (run, log) in enumerate(runs.items()):
         for kind, (key, called) in enumerate(keys.items()):
             values = _values(log, key)
             if not values:
                 continue
+            look = number if len(runs) > 1 else kind
             label = " ".join(word for word in (run if len(runs) > 1 else "", called) if word)
             axes.plot(
                 *zip(*values, strict=True),
-                color=COLOURS[number % len(COLOURS)],
+                color=COLOURS[look % len(COLOURS)],
                 linestyle=LINES[kind % len(LINES)],
-                marker=MARKERS[number % len(MARKERS)],
+                marker=MARKERS[look % len(MARKERS)],
+                markerfacecolor="white" if kind else None,
                 markevery=max(1, len(values) // 12),
                 markersize=4,
                 linewidth=1.4,

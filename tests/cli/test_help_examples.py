@@ -93,6 +93,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         Path(name).write_text(f"{json.dumps({'messages': chat})}\n" * 4)
     Path("questions.csv").write_text("question,answer\nreverse ab,ba\ntwice ab,abab\n")
     Path("prompts.jsonl").write_text('{"prompt": "reverse planet"}\n{"prompt": "12+30="}\n')
+    Path("out").mkdir()  # of a training that was begun
+    log = [{"step": step, "loss": 2.0 / step, "learning_rate": 1e-3, "grad_norm": 1.0} for step in range(1, 9)]
+    Path("out/trainer_state.json").write_text(json.dumps({"log_history": log}))
     Path("own.yaml").write_text(recipe_file("llada-tiny-sft").read_text())
     Path("FOLDER").symlink_to(registry.find_bundled("llada-tiny"))
     return tmp_path
