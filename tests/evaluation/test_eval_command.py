@@ -110,6 +110,25 @@ def test_results_say_what_they_are_made_of(capsys, tasks, data, tmp_path):
     assert "<|start_header_id|>" in rows[0]["arguments"][0][0]
 
 
+def test_estimates_are_told_with_their_errors(capsys, tasks, data, tmp_path):
+    write(
+        data / "longer" / "test.jsonl", [{"question": "reverse matrix", "options": ["xirtam", "guitars"], "label": 0}]
+    )
+    (tasks / "longer.yaml").write_text(
+        CHOICE.replace("acme_choice", "acme_longer").replace("acme/choices", "acme/longer")
+    )
+    given = ("--tasks", "acme_longer", "--include", tasks, "--data-dir", data, "--mc-num", 4, "--device", "cpu")
+    code, printed, _ = run(capsys, *given, "--output", tmp_path / "out")
+    assert code == 0
+    (task,) = json.loads((tmp_path / "out" / "results.json").read_text())["tasks"]
+    assert 0 < task["likelihood"]["mean"] <= task["likelihood"]["largest"]
+    line = (
+        f"likelihoods ± {task['likelihood']['mean']:.3g} nats on average, {task['likelihood']['largest']:.3g} at most"
+    )
+    assert line in printed
+    assert line in (tmp_path / "out" / "index.html").read_text(encoding="utf-8").replace("\\u00b1", "±")
+
+
 def test_a_second_run_computes_nothing_and_finds_the_same(capsys, tasks, data, tmp_path):
     given = ("--tasks", "acme_qa", "--include", tasks, "--data-dir", data, "--output", tmp_path / "out")
     assert run(capsys, *given)[0] == 0
@@ -247,11 +266,16 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
     assert finished(killed) == 48  # none twice
 
 
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+ACCELERATE = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1",
+              "--mixed_precision=no", "--dynamo_backend=no")  # fmt: skip
+
+
 @pytest.mark.slow
-def test_two_processes_give_what_one_gives(tmp_path):
+@pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
+def test_two_processes_give_what_one_gives(tmp_path, launcher):
     one, two = tmp_path / "one", tmp_path / "two"
     assert start(one).wait(timeout=300) == 0
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     assert start(two, *launcher).wait(timeout=300) == 0
     assert settled(two / "results.json") == settled(one / "results.json")
     assert len(list(two.glob("requests/*.jsonl"))) == 2
