@@ -31,8 +31,8 @@ class TestPlugin(PluginTests):
     plugin = "editflow"
 
 
-class EditFlowObjectiveTests(ObjectiveTests):
-    """The checks of the objective, on a model with edit heads."""
+class OnEditModels:
+    """What the checks of the objective run on: a model with edit heads."""
 
     component = "editflow/editflow"
     bad_options: ClassVar[dict] = {
@@ -59,11 +59,11 @@ class EditFlowObjectiveTests(ObjectiveTests):
         return 0.0
 
 
-class TestFromMasks(EditFlowObjectiveTests):
+class TestFromMasks(OnEditModels, ObjectiveTests):
     options: ClassVar[dict] = {"source": "masks[length:2]"}
 
 
-class TestFromDrafts(EditFlowObjectiveTests):
+class TestFromDrafts(OnEditModels, ObjectiveTests):
     options: ClassVar[dict] = {
         "source": "mix[corrupt[share:0.4]:0.8,empty:0.2]",
         "alignment": "random",
@@ -71,7 +71,7 @@ class TestFromDrafts(EditFlowObjectiveTests):
     }
 
 
-class TestPropagation(EditFlowObjectiveTests):
+class TestPropagation(OnEditModels, ObjectiveTests):
     options: ClassVar[dict] = {
         "source": "noise[length:5]",
         "alignment": "random",
@@ -80,8 +80,8 @@ class TestPropagation(EditFlowObjectiveTests):
     }
 
 
-class EditFlowSamplerTests(SamplerTests):
-    """The checks of the sampler: where every mask becomes a token, editing from masks is masked diffusion."""
+class OnExactEditors:
+    """What the checks of the sampler run on: every mask becomes a token, so editing from masks is masked diffusion."""
 
     component = "editflow/editflow"
     bad_options: ClassVar[dict] = {
@@ -125,20 +125,20 @@ class EditFlowSamplerTests(SamplerTests):
         return exact_editor(random_joint(VOCAB, LENGTH, seed=1) if joint is None else joint, **conventions)
 
 
-class TestTauLeaping(EditFlowSamplerTests):
+class TestTauLeaping(OnExactEditors, SamplerTests):
     deterministic_at_zero = False  # when an edit fires is drawn
 
 
-class TestNextEvent(EditFlowSamplerTests):
+class TestNextEvent(OnExactEditors, SamplerTests):
     options: ClassVar[dict] = {"mode": "event", "until": 1.0}
-    lacks = (*EditFlowSamplerTests.lacks, "steps")
+    lacks = (*OnExactEditors.lacks, "steps")
     deterministic_at_zero = False
     samples_exactly = True
 
 
-class TestSurest(EditFlowSamplerTests):
+class TestSurest(OnExactEditors, SamplerTests):
     options: ClassVar[dict] = {"mode": "one"}
-    lacks = (*EditFlowSamplerTests.lacks, "steps")
+    lacks = (*OnExactEditors.lacks, "steps")
     samples_exactly = True
 
 
