@@ -140,10 +140,16 @@ def laid_out(
         raise PromptError("this checkpoint has no tokenizer, so it cannot edit a text; save it with one")
     prefix = prefix_of(denoiser, text, instruction)
     draft = tokenized(text, denoiser.tokenizer)
+    if denoiser.mask_token_id in draft.ids:
+        raise PromptError("the file holds the model's mask token; take it out, or have it filled: dllm run --infill")
     room = denoiser.context_length
     if room is None or len(prefix) + len(draft.ids) <= room:
         return lay_out(prefix, draft, regions, protected, window=Span(0, len(text)))
-    window = window_of(draft, regions if named else (), taken=len(prefix), context=room)
+    taken = len(prefix_of(denoiser, "", instruction))
+    if instruction is not None:
+        room = taken + (room - taken) // 2  # the text that the model sees stands in the instruction as well
+    window = window_of(draft, regions if named else (), taken=taken, context=room)
+    prefix = prefix_of(denoiser, text[slice(*window)], instruction)
     return lay_out(prefix, draft, regions, protected, window=window)
 
 
@@ -166,7 +172,7 @@ def prefix_of(denoiser: Denoiser, text: str, instruction: str | None) -> list[in
 def say_window(layout: Layout, text: str) -> None:
     """Say which lines the model sees, where it is not all of them."""
     seen = Span(layout.offset, layout.offset + len(layout.draft.text))
-    if layout.offset == 0 and len(layout.draft.text) + len(layout.draft.before) >= len(text):
+    if len(layout.draft.text) == len(text):
         return
     starts = line_starts(text)
     lines = f"{line_of(starts, seen.start)}:{line_of(starts, seen.stop - 1)}"
@@ -185,8 +191,11 @@ def report(
     """Write the file where that is asked for, and print the patch, the text, or JSON."""
     patch = unified_diff(before, after, relative_name(arguments.file))
     if arguments.write and after != before:
-        with whole_file(arguments.file, "FILE") as file:
+        target = arguments.file.resolve()  # what a link points to, not the link
+        mode = target.stat().st_mode
+        with whole_file(target, "FILE") as file:
             file.write(after.encode())
+        target.chmod(mode)
     facts = figures(before, after, session, edited)
     if arguments.form == "json":
         record = {"file": str(arguments.file), "text": after, "patch": patch, "written": arguments.write, **facts}
@@ -215,6 +224,7 @@ def figures(before: str, after: str, session: EditSession | None, edited: Edited
         "net_edits": needed,
         "churn": round(made / needed, 3) if needed else (0.0 if not made else float(made)),
         "tokens_kept": kept,
+        "unchanged_outside": 1.0,  # all bytes outside the lines to edit: anything else is an error
         "log": [vars(edit) for edit in edited.log.edits],
         "stats": edited.stats.as_dict(),
     }
@@ -230,7 +240,8 @@ def say_figures(facts: Mapping[str, Any], arguments: EditArguments) -> None:
     if "edits" not in facts:
         return
     parts = [
-        f"{facts['edits']} edits ({facts['net_edits']} net)",
+        f"{facts['edits']} edits ({facts['net_edits']} net, churn {facts['churn']:.2f})",
+        "100% of the bytes outside unchanged",
         f"{facts['stats']['forward_passes']} forward passes",
         f"{facts['stats']['seconds']:.2f} s",
         *([f"{arguments.file} written"] if arguments.write and facts["changed"] else []),

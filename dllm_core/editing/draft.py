@@ -38,21 +38,22 @@ class Draft:
     ids: list[int]
     spans: list[Span]
 
-    def behind(self, place: int) -> str:
-        """The characters between a token and the next that no token stands for, such as a blank that is left out."""
-        stop = self.spans[place + 1].start if place + 1 < len(self.spans) else len(self.text)
-        return self.text[self.spans[place].stop : max(stop, self.spans[place].stop)]
+    def lead(self, place: int) -> Span:
+        """The characters in front of a token that no token stands for, such as a blank that is left out."""
+        start = self.spans[place - 1].stop if place else 0
+        return Span(start, max(start, self.spans[place].start))
 
     @property
-    def before(self) -> str:
-        """The characters in front of the first token that no token stands for."""
-        return self.text[: self.spans[0].start] if self.spans else self.text
+    def tail(self) -> str:
+        """The characters behind the last token that no token stands for."""
+        return self.text[self.spans[-1].stop if self.spans else 0 :]
 
-    def part(self, first: int, last: int) -> Draft:
-        """The tokens from `first` to before `last`; what stands around them is not part of it."""
-        start, stop = self.spans[first].start, self.spans[last - 1].stop + len(self.behind(last - 1))
+    def part(self, first: int, last: int) -> tuple[Draft, int]:
+        """The tokens from `first` to before `last`, and where their text begins; what stands around is not part."""
+        start = self.spans[first].start if first else 0
+        stop = self.spans[last - 1].stop if last < len(self.spans) else len(self.text)
         spans = [Span(each.start - start, each.stop - start) for each in self.spans[first:last]]
-        return Draft(self.text[start:stop], self.ids[first:last], spans)
+        return Draft(self.text[start:stop], self.ids[first:last], spans), start
 
 
 def tokenized(text: str, tokenizer: PreTrainedTokenizerBase) -> Draft:

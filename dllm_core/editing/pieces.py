@@ -38,14 +38,56 @@ def pieces_of(draft: Draft) -> list[Piece]:
     return [Piece(place, token, place, is_new=False) for place, token in enumerate(draft.ids)]
 
 
-def texts(pieces: Sequence[Piece], draft: Draft, decode: Decode) -> list[str]:
-    """The text of each piece; of tokens that are one character together the first one has all of it."""
+def texts(pieces: Sequence[Piece], draft: Draft, decode: Decode, fixed: Sequence[str]) -> tuple[list[str], str]:
+    """The text of each piece, and what stands behind the last; of tokens that are one character together the first
+    has all of it.
+
+    The blanks in front of a token that no token stands for go where that goes, but for those that must stay.
+
+    Args:
+        fixed: for each token of the draft what of the characters in front of it stays even if the token goes.
+    """
+    bare = _without_leads(pieces, draft, decode)
+    present = {piece.source for piece in pieces}
+    out, place = [], 0  # the first token of the draft of whose lead nothing was said
+    for piece, text in zip(pieces, bare, strict=True):
+        if piece.source == NEW:
+            goes = place < len(fixed) and place not in present
+            out.append((fixed[place] if goes else "") + text)
+            place += goes
+            continue
+        lead = draft.text[slice(*draft.lead(piece.source))] if piece.source >= place else ""
+        own = text.lstrip(" ") if piece.is_new and (lead or _had_no_blank(piece, draft, decode)) else text
+        out.append("".join(fixed[place : piece.source]) + lead + own)
+        place = max(place, piece.source + 1)
+    return _apart(pieces, out, decode), "".join(fixed[place:]) + draft.tail
+
+
+def _had_no_blank(piece: Piece, draft: Draft, decode: Decode) -> bool:
+    """Whether nothing stood in front of the token that was replaced, though the tokenizer writes a blank there."""
+    old = draft.ids[piece.source]
+    writes_blank = decode([old, old]).startswith(decode([old]) + " ")
+    return writes_blank and not draft.text[draft.spans[piece.source].start :].startswith(" ")
+
+
+def _without_leads(pieces: Sequence[Piece], draft: Draft, decode: Decode) -> list[str]:
     kept = _kept(pieces, draft)
     out: list[str] = []
     for is_kept, group in groupby(range(len(pieces)), key=kept.__getitem__):
         run = [pieces[place] for place in group]
-        out += _original(run, draft) if is_kept else _decoded(run, out, pieces, decode, draft)
+        out += _original(run, draft) if is_kept else _decoded(run, len(out), pieces, decode)
     return out
+
+
+def _apart(pieces: Sequence[Piece], own: list[str], decode: Decode) -> list[str]:
+    """A blank between a new word and an old one behind it, where the tokenizer writes one."""
+    for place in range(len(pieces) - 1):
+        one, other = pieces[place], pieces[place + 1]
+        if not one.is_new or other.is_new or not (own[place][-1:].isalnum() and own[place + 1][:1].isalnum()):
+            continue
+        if decode([one.token, other.token]).startswith(decode([one.token]) + " "):
+            own[place] += " "
+    return own
 
 
 def _kept(pieces: Sequence[Piece], draft: Draft) -> list[bool]:
@@ -68,23 +110,18 @@ def _group(place: int, draft: Draft) -> range:
 def _original(run: Sequence[Piece], draft: Draft) -> Iterator[str]:
     for piece in run:
         group = _group(piece.source, draft)
-        is_first = piece.source == group[0]
-        span = draft.spans[piece.source]
         stop = draft.spans[group[-1]].stop
-        yield draft.text[span.start : stop] + draft.behind(group[-1]) if is_first else ""
+        yield draft.text[draft.spans[piece.source].start : stop] if piece.source == group[0] else ""
 
 
-def _decoded(
-    run: Sequence[Piece], before: Sequence[str], pieces: Sequence[Piece], decode: Decode, draft: Draft
-) -> Iterator[str]:
-    """The texts of new tokens, each with what stood behind the token that it replaces."""
-    lead = [pieces[len(before) - 1].token] if before else []
+def _decoded(run: Sequence[Piece], begin: int, pieces: Sequence[Piece], decode: Decode) -> Iterator[str]:
+    """The texts of new tokens, behind the token in front of them: a blank may depend on that."""
+    lead = [pieces[begin - 1].token] if begin else []
     ids = [piece.token for piece in run]
     ends = [decode(lead)] if lead else [""]
     ends += [decode(lead + ids[: count + 1]) for count in range(len(ids))]
     whole = ends[-1]
     if not all(whole.startswith(each) for each in ends):
         ends = [ends[0] if whole.startswith(ends[0]) else "", *[whole] * len(ids)]
-    for count, piece in enumerate(run):
-        behind = draft.behind(piece.source) if piece.source != NEW else ""
-        yield whole[len(ends[count]) : len(ends[count + 1])] + behind
+    for count in range(len(run)):
+        yield whole[len(ends[count]) : len(ends[count + 1])]

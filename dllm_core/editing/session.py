@@ -7,6 +7,7 @@ before their step, ``old``, ``new``, ``step``, ``time`` and ``probability``.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,12 +15,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 from dllm_core.editing.draft import Draft, Span, line_of, line_starts
 from dllm_core.editing.log import Edit, EditLog, LogStep, digest, hunks_between
 from dllm_core.editing.pieces import NEW, Piece, pieces_of, texts
-from dllm_core.errors import PromptError
+from dllm_core.errors import DllmError, PromptError
 
 if TYPE_CHECKING:
     from dllm_core.models.denoiser import Denoiser
     from dllm_core.samplers.base import Sampler
     from dllm_core.samplers.output import SampleStats
+
+
+LONE_LINE_FEED = re.compile(r"(?<!\r)\n")
 
 
 class Operation(Protocol):
@@ -44,6 +48,9 @@ class Layout:
         offset: of the window in the whole text, in characters.
         text: the whole text.
         locked: whether each token of the draft must stay.
+        fixed: what of the characters in front of each token of the draft stays even if the token goes.
+        outside: the stretches of the whole text that nothing may touch, in order; the first begins with the text and
+            the last ends with it.
         gaps: whether something may be inserted behind each token of prefix and draft.
     """
 
@@ -53,6 +60,8 @@ class Layout:
     text: str
     locked: list[bool]
     gaps: list[bool]
+    fixed: list[str]
+    outside: list[str]
 
     @property
     def row(self) -> list[int]:
@@ -96,8 +105,7 @@ def lay_out(
     inside = [
         place for place, span in enumerate(draft.spans) if window.start <= span.start and span.stop <= window.stop
     ]
-    part = draft.part(inside[0], inside[-1] + 1) if inside else Draft("", [], [])
-    offset = draft.spans[inside[0]].start if inside else window.start
+    part, offset = draft.part(inside[0], inside[-1] + 1) if inside else (Draft("", [], []), window.start)
     spans = [Span(span.start + offset, span.stop + offset) for span in part.spans]
 
     def may_change(span: Span) -> bool:
@@ -113,7 +121,30 @@ def lay_out(
     gaps = [False] * max(0, len(prefix) - 1) + [may_follow(border) for border in borders[0 if prefix else 1 :]]
     if all(locked) and not any(gaps):
         raise PromptError("nothing of this text may change; give other --lines, or protect less")
-    return Layout(list(prefix), part, offset, draft.text, locked, gaps)
+    free = _free(regions, protected)
+    leads = [Span(offset + start, offset + stop) for start, stop in map(part.lead, range(len(part.ids)))]
+    fixed = [_except(draft.text, lead, free) for lead in leads]
+    borders = [0, *(border for span in free for border in span), len(draft.text)]
+    outside = [draft.text[start:stop] for start, stop in zip(borders[::2], borders[1::2], strict=True)]
+    return Layout(list(prefix), part, offset, draft.text, locked, gaps, fixed, outside)
+
+
+def _free(regions: Sequence[Span], protected: Sequence[Span]) -> list[Span]:
+    """What of the regions is not protected, in order, and each character once."""
+    spans: list[Span] = []
+    for start, stop in sorted(regions):
+        at = max(start, spans[-1].stop) if spans else start
+        for first, last in sorted(protected):
+            if at <= first <= stop:
+                spans.append(Span(at, first))
+            at = max(at, min(last, stop)) if first < stop else at
+        if at <= stop:  # at the end of what is protected something may be put in
+            spans.append(Span(at, stop))
+    return spans
+
+
+def _except(text: str, span: Span, free: Sequence[Span]) -> str:
+    return "".join(text[at] for at in range(*span) if not any(start <= at < stop for start, stop in free))
 
 
 class EditSession:
@@ -130,7 +161,8 @@ class EditSession:
         self.sampler = sampler
         self.state = sampler.start_edit([layout.row], locked=[layout.all_locked], gaps=[layout.gaps])
         self.pieces = pieces_of(layout.draft)
-        self.texts = self._texts(self.pieces)
+        self._has_pairs = "\r\n" in layout.text and not LONE_LINE_FEED.search(layout.text)
+        self.texts, self._end = self._texts(self.pieces)
         self.log = EditLog(digest(layout.text), about=about)
         self.kinds: dict[int, str] = {}  # of the tokens that edits have put there, by key
         self._keys = len(self.pieces)
@@ -146,7 +178,7 @@ class EditSession:
         """The whole text now."""
         whole, layout = self.layout.text, self.layout
         rest = whole[layout.offset + len(layout.draft.text) :]
-        return whole[: layout.offset] + layout.draft.before + "".join(self.texts) + rest
+        return whole[: layout.offset] + "".join(self.texts) + self._end + rest
 
     @property
     def made(self) -> int:
@@ -157,12 +189,11 @@ class EditSession:
     def marked(self) -> list[tuple[str, str]]:
         """What the model sees of the text, in parts: each with the kind of edit that it came by, or empty; what the
         last step took out stands where it was."""
-        parts = [(self.layout.draft.before, "")]
-        parts += [(text, "delete") for text in self._gone.get(None, ())]
+        parts = [(text, "delete") for text in self._gone.get(None, ())]
         for piece, text in zip(self.pieces, self.texts, strict=True):
             parts.append((text, self.kinds.get(piece.key, "")))
             parts += [(gone, "delete") for gone in self._gone.get(piece.key, ())]
-        return parts
+        return [*parts, (self._end, "")]
 
     def step(self) -> list[Edit]:
         """Take a step of the sampler and follow it; the edits that it made."""
@@ -173,18 +204,29 @@ class EditSession:
         return self._follow(operations) if operations else []
 
     def finish(self) -> Edited:
-        """The edited text, once no step is left."""
+        """The edited text, once no step is left.
+
+        Raises:
+            DllmError: the sampler changed what it was told to leave.
+        """
         output = self.sampler.finish(self.state)
+        if not _holds(self.text, self.layout.outside):
+            raise DllmError(
+                f"sampler {type(self.sampler).__name__} changed text that it was told to leave, so nothing is written; "
+                "tell whoever made its plugin"
+            )
         self.log.after = digest(self.text)
         return Edited(self.text, self.log, output.stats)
 
     def _follow(self, operations: Sequence[Operation]) -> list[Edit]:
-        before, old_texts, whole = self.pieces, self.texts, self.text
+        before, old_texts, old_end, whole = self.pieces, self.texts, self._end, self.text
         self.pieces = list(self._moved(operations))
-        self.texts = self._texts(self.pieces)
+        self.texts, self._end = self._texts(self.pieces)
         self._gone = _taken_out(before, old_texts, self.pieces)
-        start = self.layout.offset + len(self.layout.draft.before)
-        hunks = hunks_between(_keyed(before, old_texts), _keyed(self.pieces, self.texts), start)
+        start = self.layout.offset
+        hunks = hunks_between(
+            [*_keyed(before, old_texts), (NEW, old_end)], [*_keyed(self.pieces, self.texts), (NEW, self._end)], start
+        )
         edits = list(self._told(operations, before, old_texts, line_starts(whole), start))
         self.log.steps.append(LogStep(operations[0].step, edits, hunks))
         return edits
@@ -232,15 +274,31 @@ class EditSession:
             line = line_of(starts, ends[own] if changes else ends[own + 1])
             yield Edit(each.kind, line, went, came, round(each.probability, 4), round(each.time, 4))
 
-    def _texts(self, pieces: Sequence[Piece]) -> list[str]:
-        return texts(pieces, self.layout.draft, self._decode)
+    def _texts(self, pieces: Sequence[Piece]) -> tuple[list[str], str]:
+        return texts(pieces, self.layout.draft, self._decode, self.layout.fixed)
 
     def _decode(self, ids: list[int]) -> str:
-        return self._denoiser.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        text = self._denoiser.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        return LONE_LINE_FEED.sub("\r\n", text) if self._has_pairs else text
 
     @property
     def _denoiser(self) -> Denoiser:
         return self.sampler.denoiser
+
+
+def _holds(text: str, outside: Sequence[str]) -> bool:
+    """Whether a text begins with the first stretch, ends with the last, and has all others between them, in order."""
+    place = len(outside[0])
+    if len(outside) == 1:
+        return text == outside[0]
+    if not text.startswith(outside[0]) or not text.endswith(outside[-1]):
+        return False
+    for stretch in outside[1:-1]:
+        found = text.find(stretch, place)
+        if found < 0:
+            return False
+        place = found + len(stretch)
+    return place <= len(text) - len(outside[-1])
 
 
 def _keyed(pieces: Sequence[Piece], own: Sequence[str]) -> list[tuple[int, str]]:
