@@ -1,6 +1,6 @@
 """Records `dllm run` in a real terminal and draws what was on its screen as one animated SVG.
 
-python docs/picture.py                        the bundled demonstration -> docs/images/run.svg
+python docs/picture.py                        every picture of `PICTURES`: all that the README shows
 python docs/picture.py FILE.svg run "..."     another command line
 
 Needs a POSIX system. Start-up is shortened to one frame; everything else keeps its time. A viewer that does not animate
@@ -29,6 +29,8 @@ from rich.style import Style
 from rich.terminal_theme import MONOKAI as THEME
 from rich.text import Text
 
+IMAGES = Path(__file__).parent / "images"
+PICTURES = {"run.svg": ["run"]}  # file in `IMAGES` -> the arguments of dllm that it shows
 COLUMNS, LINES = 80, 24
 CELL_WIDTH, LINE_HEIGHT, MARGIN = 8.4, 18, 16
 SHORTEST, LONGEST, LAST = 0.02, 1.0, 4.0  # seconds that a screen is shown
@@ -172,10 +174,17 @@ def keyframes(start: float, stop: float) -> str:
     return f"{before}{start:.3f}%{{visibility:visible}}{after}"
 
 
-if __name__ == "__main__":
-    target = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "images/run.svg"
-    command = sys.argv[2:] or ["run"]
+def draw(target: Path, command: list[str]) -> None:
+    """Record a command line into a file."""
     prompt = ((0.0, f"\x1b[1m$ {shlex.join(['dllm', *command])}\x1b[0m\n"),)
     frames = timed([*screens(part for source in (prompt, record(command)) for part in source)])
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(animated(frames), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        draw(Path(sys.argv[1]), sys.argv[2:] or ["run"])
+    else:
+        for name, command in PICTURES.items():
+            draw(IMAGES / name, command)

@@ -192,6 +192,12 @@ def test_the_floors_of_the_architecture_are_those_that_are_enforced() -> None:
     assert described == {room: floor for room, floor in enforced.items() if room != "__main__"}
 
 
+def test_the_readmes_pictures_are_those_that_a_command_makes() -> None:
+    shown = set(re.findall(r"docs/images/([\w.-]+)", README))
+    assert shown == set(literal(ROOT / "docs/picture.py", "PICTURES"))
+    assert shown == {path.name for path in (ROOT / "docs/images").iterdir()}
+
+
 def literal(path: Path, name: str) -> object:
     """The value of a constant, without importing the module."""
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
