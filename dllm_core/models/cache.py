@@ -11,6 +11,8 @@ C head_dim.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from transformers import Cache, PreTrainedConfig
 from transformers.cache_utils import CacheLayerMixin
@@ -37,9 +39,10 @@ class BlockLayer(CacheLayerMixin):
         """Write (B, G, Q, C) at slots (B, Q) and hand out the first ``stop`` of all. -> two (B, G, S, C)"""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        rows = slots.shape[0]
         for buffer, states in ((self.keys, key_states), (self.values, value_states)):
-            buffer.scatter_(2, slots[:, None, :, None].expand_as(states), states)
-        return self.keys[:, :, :stop], self.values[:, :, :stop]
+            buffer[:rows].scatter_(2, slots[:, None, :, None].expand_as(states), states)
+        return self.keys[:rows, :, :stop], self.values[:rows, :, :stop]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.length, 0
@@ -49,6 +52,12 @@ class BlockLayer(CacheLayerMixin):
 
     def get_max_length(self) -> int:
         return self.length
+
+    def move_up(self, rows: torch.Tensor) -> None:
+        """Put these rows first, in the same memory. (R,) int64"""
+        if self.is_initialized:
+            self.keys[: len(rows)] = self.keys[rows]
+            self.values[: len(rows)] = self.values[rows]
 
     def select(self, rows: torch.Tensor) -> None:
         """Keep only these rows. (R,) int64"""
@@ -73,8 +82,17 @@ class BlockCache(Cache):
     def __init__(self, rows: int, length: int) -> None:
         super().__init__(layers=[])
         self.rows, self.length = rows, length
+        self.steps: dict[object, Callable] = {}  # graphs captured over these buffers: they live and go with them
+        self.begin()
+
+    def begin(self) -> None:
+        """Serve a new run: whatever is held belongs to none of its positions."""
         self._slots: torch.Tensor | None = None
         self._stop = self._filled = 0
+
+    def settle(self) -> None:
+        """Count every slot as filled from now on: a number that no compiled forward finds changed."""
+        self._filled = self.length
 
     @staticmethod
     def bytes_needed(config: PreTrainedConfig, rows: int, length: int, dtype: torch.dtype) -> int:
@@ -115,11 +133,16 @@ class BlockCache(Cache):
         return self.layers[layer_idx].update(key_states, value_states, self._slots, self._stop)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """The largest ``stop`` of all forwards so far; 0 before the first."""
+        """The largest ``stop`` of all forwards so far, 0 before the first; all slots once it is settled."""
         return self._filled
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         return self._stop, 0
+
+    def move_up(self, rows: torch.Tensor) -> None:
+        """Keep only these rows, first in the same memory; forwards of fewer rows use the first ones. (R,) int64"""
+        for layer in self.layers:
+            layer.move_up(rows)
 
     def select(self, rows: torch.Tensor) -> None:
         """Keep only these rows and give back the memory of the others. (R,) int64"""

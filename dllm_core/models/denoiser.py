@@ -146,18 +146,21 @@ class Denoiser:
         if position_ids is None and attention_mask is not None and cache is None:
             position_ids = _positions_of(attention_mask)
         select = rows_asked_for(at, input_ids, position_ids, logits_are_shifted=self.logits_are_shifted)
-        with rows_projected(self._head(), select):
+        # A hook breaks a graph: where this call itself is compiled, the head projects all, and rows are picked then.
+        is_traced = select is not None and torch.compiler.is_compiling()
+        with rows_projected(self._head(), None if is_traced else select):
             out = self.model(
                 input_ids=input_ids,
                 attention_mask=self._model_mask(attention_mask, attention),
                 position_ids=position_ids,
                 **({} if cache is None else {"past_key_values": cache, "use_cache": True}),
             )
+        logits = select(out.logits) if is_traced else out.logits
         if at is not None and at.dtype == torch.bool:
-            return out.logits[0]  # (1, N, V) -> (N, V)
+            return logits[0]  # (1, N, V) -> (N, V)
         if lead is None or not self.logits_are_shifted:
-            return out.logits
-        return _with_lead(out.logits, lead, at, position_ids)
+            return logits
+        return _with_lead(logits, lead, at, position_ids)
 
     def nll(
         self,

@@ -10,7 +10,7 @@ positions, V vocabulary.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -23,13 +23,15 @@ from dllm_core.noise.counter import uniform
 from dllm_core.samplers import parts, planning
 from dllm_core.samplers.canvas import Canvas, completion_canvas, infill_canvas
 from dllm_core.samplers.commit import BlockSize
+from dllm_core.samplers.compiled import compiled_steps
 from dllm_core.samplers.fit import Demands, check_family, check_history
 from dllm_core.samplers.options import MaskedOptions
 from dllm_core.samplers.output import SampleOutput, Step, completion_text, cut_at_end
 from dllm_core.samplers.prompts import Prompts, check_lengths, encode, encode_canvases
-from dllm_core.samplers.proposals import Draws, Proposal, guided, propose, without_borrowed_lead
+from dllm_core.samplers.proposals import Proposal, guided
 from dllm_core.samplers.state import Block, Considered, Open, SamplerState, open_positions, spread
 from dllm_core.samplers.view import FULL, View
+from dllm_core.samplers.weighing import draws, weighed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -49,6 +51,7 @@ class Sampler:
     options_class: ClassVar[type[MaskedOptions]] = MaskedOptions
     attention: ClassVar[str] = FULL  # or BLOCK_CAUSAL: each block looks at itself and what is in front of it
     demands: ClassVar[Demands] = Demands()
+    opening_only: ClassVar[tuple[str, ...]] = ()  # methods that it overrides for a block's first step alone
 
     def __init__(
         self,
@@ -65,6 +68,7 @@ class Sampler:
         name, (commit, policy) = type(self).__name__, (self.options.commit, self.options.cache)
         check_family(name, self.demands, self.denoiser)
         check_history(name, self.demands, commit, self.rule, policy, self.cache)
+        self.compiled = compiled_steps(type(self), Sampler, self.denoiser, self.rule, self.cache, self.options)
 
     @property
     def canvases_per_row(self) -> int:
@@ -131,20 +135,27 @@ class Sampler:
         block = state.block
         if block is None:
             raise PromptError("this run is finished; start another one")
-        before = planning.current_ids(state)  # (R, W)
-        ids, (slots, masked, shown), proposal = self.consider(state, before)
-        commit = self.rule.select(proposal, masked, block.step_quota)  # (R, M)
-        committed = spread(commit.long(), slots, commit, before.shape[1]).bool()  # (R, W)
-        block.proposal = proposal
-        ids = torch.where(committed, spread(proposal.tokens, slots, commit, before.shape[1]), ids)
-        ids = self.revise(state, ids)
+        before, is_done = planning.current_ids(state), None  # (R, W)
+        if self.compiled is None or block.step == 0:  # the step that opens a block is the loop's own
+            ids, confidence = self._own_step(state, before)
+        else:
+            ids, confidence, _, is_done = self.compiled.step(state, before)
         written = (ids != before) & (ids != self.denoiser.mask_token_id)
         planning.write_rows(state.input_ids, block.rows, ids)
-        confidence = planning.confidence_map(proposal.confidence, slots, shown, ids.shape[1])
         block.step += 1
-        if self.is_complete(state, ids):
+        if self.is_complete(state, ids) if is_done is None else self._is_over(state, lambda: state.told(is_done)):
             self._close(state, ids)
         return self._report(state, block, written, confidence)
+
+    def _own_step(self, state: SamplerState, before: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The canvas after a step, and the confidences at what it considered; two (R, W)."""
+        ids, (slots, masked, shown), proposal = self.consider(state, before)
+        commit = self.rule.select(proposal, masked, state.block.step_quota)  # (R, M)
+        committed = spread(commit.long(), slots, commit, before.shape[1]).bool()  # (R, W)
+        state.block.proposal = proposal
+        ids = torch.where(committed, spread(proposal.tokens, slots, commit, before.shape[1]), ids)
+        confidence = planning.confidence_map(proposal.confidence, slots, shown, ids.shape[1])
+        return self.revise(state, ids), confidence
 
     def consider(self, state: SamplerState, ids: torch.Tensor) -> Considered:
         """Ask the model once and propose; a sampler that compares several canvases hands back the one it goes on with.
@@ -184,22 +195,13 @@ class Sampler:
 
     def proposal_from(self, state: SamplerState, logits: torch.Tensor, open_: Open) -> Proposal:
         """One token and one confidence for each open position, and what the commit rule needs to know of them."""
-        block, rule = state.block, self.rule
-        places = (open_.positions - block.positions[:, :1]).clamp(0, block.positions.shape[1] - 1)  # (R, M)
-        places = places.where(open_.masked, block.positions.shape[1])
-        logits = rule.weigh(logits, places, block.history)
-        draws = self._draws(state, open_.positions)
-        proposal = propose(logits, self.denoiser.mask_token_id, self.options, draws, rule.needs)
-        told = {"places": places, "history": block.history}
-        proposal = replace(proposal, **{name: value for name, value in told.items() if name in rule.needs})
-        if self.denoiser.logits_are_shifted:
-            return without_borrowed_lead(proposal, open_.positions, open_.masked)
-        return proposal
+        drawn = draws(self.options, lambda purpose: self.noise(state, purpose, open_.positions))
+        block = state.block
+        return weighed(self.denoiser, self.rule, self.options, logits, open_, block.positions, drawn, block.history)
 
     def is_complete(self, state: SamplerState, ids: torch.Tensor) -> bool:
         """Whether the block is finished in every row, after a step that left the canvas ``ids`` (R, W)."""
-        block = state.block
-        return block.step == len(block.open_counts) or not (self.rule.follows_quota or self._has_masks(state, ids))
+        return self._is_over(state, lambda: not self._has_masks(state, ids))
 
     def open_block(self, state: SamplerState) -> Block | None:
         """The next block that has a mask in any unfinished row, None where none is left.
@@ -273,24 +275,18 @@ class Sampler:
         state = planning.first_state(canvas, self.denoiser, self.options)
         rows = len(state.active) * (1 if state.hidden is None else 2)
         state.cache = self.cache.start(self.denoiser, rows * self.canvases_per_row, max(canvas.lengths))
+        if self.compiled is not None:
+            state.cache.borrow(self.compiled)
         state.stats.cache_bytes = state.cache.cache_bytes
         if self.canvases_per_row > 1:  # room is made for all; they come and go
             state.cache.keep(torch.arange(rows))
         self._open(state)
         return state
 
-    def _draws(self, state: SamplerState, slots: torch.Tensor) -> Draws:
-        """The numbers that this step's proposal needs."""
-        options = self.options
-
-        def draw(purpose: int, wanted: bool) -> torch.Tensor | None:
-            return self.noise(state, purpose, slots) if wanted else None
-
-        return Draws(
-            token=draw(planning.TOKEN, options.temperature > 0),
-            confidence=draw(planning.CONFIDENCE, options.confidence == "random"),
-            priority=draw(planning.PRIORITY, options.confidence_temperature > 0),
-        )
+    def _is_over(self, state: SamplerState, asked: Callable[[], bool]) -> bool:
+        """Whether the block is finished; the device is asked only where the plan does not tell."""
+        block = state.block
+        return block.step == len(block.open_counts) or (not self.rule.follows_quota and asked())
 
     def _has_masks(self, state: SamplerState, ids: torch.Tensor) -> bool:
         block = state.block
@@ -311,6 +307,8 @@ class Sampler:
     def _open(self, state: SamplerState) -> None:
         """The next block, and for the commit rule a new sheet to keep its history on."""
         block = state.block = self.open_block(state)
+        if block is None:
+            state.cache.end()
         if block is not None and "history" in self.rule.needs:
             rows, places = block.positions.shape
             tokens = self.denoiser.vocab_size, self.denoiser.mask_token_id

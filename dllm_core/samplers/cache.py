@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
 from torch.nn.attention.flex_attention import BlockMask
@@ -16,6 +16,9 @@ from dllm_core.errors import OptionError
 from dllm_core.models.cache import BlockCache
 from dllm_core.models.denoiser import Denoiser
 from dllm_core.samplers.view import BLOCK_CAUSAL, FULL, Answer, View, in_the_models_form
+
+if TYPE_CHECKING:
+    from dllm_core.samplers.compiled import CompiledSteps
 
 
 class CacheRun:
@@ -39,6 +42,9 @@ class CacheRun:
     def keep(self, rows: torch.Tensor) -> None:
         """Some rows are finished: forget all but these. (R',) int64 on the CPU, numbers among the present rows"""
 
+    def end(self) -> None:
+        """The run has taken its last step."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CachePolicy:
@@ -49,11 +55,14 @@ class CachePolicy:
     Attributes:
         needs_kv_cache: only families that declare ``supports_kv_cache`` can use it.
         serves: the kinds of attention that it is right for, ``"full"`` and ``"block_causal"``.
+        steps_are_planned: its runs are of the class `KeptRun` and ask in no other way than by a plan, so steps inside a
+            block can be compiled (``compiled_step``).
         computes_anew: every step's scores come from a forward of that step. A policy that hands out scores of an
             earlier step again has no history to offer, so rules that compare steps refuse it.
     """
 
     needs_kv_cache: ClassVar[bool] = False
+    steps_are_planned: ClassVar[bool] = False
     computes_anew: ClassVar[bool] = True
     serves: ClassVar[tuple[str, ...]] = (FULL, BLOCK_CAUSAL)
 
@@ -161,8 +170,16 @@ class KeptRun(CacheRun):
         self.cache_bytes = BlockCache.bytes_needed(denoiser.bare_model.config, rows, length, denoiser.dtype)
         check_memory(self.cache_bytes, rows, length, denoiser.device)
         self.cache = BlockCache(rows, length)
+        self.lender: CompiledSteps | None = None
         self.plan: Plan | None = None
+        self.wide: tuple[Plan, Plan] | None = None  # the last plan that a compiled step took, and as it took it
         self.lead: torch.Tensor | None = None  # (R, V) scores of each block's first token, for right-shifted families
+
+    def borrow(self, lender: CompiledSteps) -> None:
+        """Run over a cache that comes with steps built over it; before the first step."""
+        self.lender, self.cache = lender, lender.take(self.rows, self.length)
+        config = self.denoiser.bare_model.config
+        self.cache_bytes = BlockCache.bytes_needed(config, self.cache.rows, self.cache.length, self.denoiser.dtype)
 
     def plan_of(self, view: View) -> Plan:
         """What that step computes; asked once a step, in order."""
@@ -174,8 +191,15 @@ class KeptRun(CacheRun):
         return Answer(logits, plan.positions.numel(), projected)
 
     def keep(self, rows: torch.Tensor) -> None:
-        self.cache.select(rows)
+        if self.lender is None:
+            self.cache.select(rows)
+        else:
+            self.cache.move_up(rows)  # graphs read these buffers by address
         self.lead = None if self.lead is None else self.lead[rows]
+
+    def end(self) -> None:
+        if self.lender is not None:
+            self.lender.give_back(self.cache)
 
 
 class FinishedBlocksRun(KeptRun):
@@ -222,6 +246,7 @@ class FinishedBlocks(CachePolicy):
     """
 
     needs_kv_cache: ClassVar[bool] = True
+    steps_are_planned: ClassVar[bool] = True
     serves: ClassVar[tuple[str, ...]] = (BLOCK_CAUSAL,)
 
     def start(self, denoiser: Denoiser, rows: int, length: int) -> CacheRun:

@@ -11,6 +11,7 @@ from dllm_core.errors import OptionError
 
 CONFIDENCES = ("probability", "margin", "entropy", "random")
 CONFIDENCE_DISTRIBUTIONS = ("model", "sampling")
+COMPILED_STEPS = ("off", "auto", "eager", "compile", "cuda-graph")
 QUOTAS = ("schedule", "floor", "even")
 
 
@@ -53,6 +54,10 @@ class MaskedOptions:
         suffix_window: of a completion compute the block, what is in front of it, this many masks behind it and the last
             position, which tells the model how long the canvas is; the masks between are left out. An approximation,
             the faster the longer the canvas. None: all masks are computed.
+        compiled_step: how the steps inside a block run, all but the first of each. ``off``: by the loop.
+            ``cuda-graph``: captured once as one CUDA graph, and the host waits for one flag a step. ``compile``: by
+            torch.compile, as one graph. ``eager``: what the other two build, as it stands. ``auto``: CUDA graphs where
+            they are possible, else the loop. The tokens are the same. For caches whose steps are planned.
 
     Raises:
         OptionError: a value out of range, or two options that exclude each other.
@@ -82,6 +87,7 @@ class MaskedOptions:
     suppress_confidence_tokens: Sequence[int] = ()
     stop_at_eos: bool = True
     suffix_window: int | None = None
+    compiled_step: str = "off"
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "max_length", "steps", "steps_per_block", "block_size", "top_k"):
@@ -98,6 +104,7 @@ class MaskedOptions:
         one_of("confidence", self.confidence, CONFIDENCES)
         one_of("confidence_distribution", self.confidence_distribution, CONFIDENCE_DISTRIBUTIONS)
         one_of("quota", self.quota, QUOTAS)
+        one_of("compiled_step", self.compiled_step, COMPILED_STEPS)
         if self.max_length is not None and self.max_new_tokens is not None:
             raise OptionError("max_length and max_new_tokens exclude each other; give one of them")
         if self.suffix_window is not None:

@@ -133,7 +133,8 @@ def _keep_top(logits: torch.Tensor, mask_token_id: int, options: MaskedOptions) 
         keep.scatter_(-1, order, before <= options.top_p)
     if options.top_k is not None:
         keep &= logits >= logits.topk(min(options.top_k, logits.shape[-1]), -1).values[..., -1:]
-    best = logits.index_fill(-1, torch.tensor(mask_token_id, device=logits.device), -torch.inf).argmax(-1, True)
+    masked = torch.arange(logits.shape[-1], device=logits.device) == mask_token_id
+    best = logits.masked_fill(masked, -torch.inf).argmax(-1, True)
     return logits.masked_fill(~keep.scatter(-1, best, True), -torch.inf)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -123,13 +123,21 @@ class Considered(NamedTuple):
     proposal: Proposal
 
 
+class Places(Protocol):
+    """Where a block stands: ``positions`` (R, K) int64 and ``valid`` (R, K) bool, as of `Block`."""
+
+    positions: torch.Tensor
+    valid: torch.Tensor
+
+
 def open_positions(
-    ids: torch.Tensor, block: Block, count: int, mask_token_id: int
+    ids: torch.Tensor, block: Places, count: int, mask_token_id: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The masked positions of the block, left to right, filled up to `count` a row.
 
     Args:
         ids: (R, W) int64, the canvas.
+        block: a `Block`, or anything with its positions.
         count: M, at least as many as any row has masks left in the block.
 
     Returns:

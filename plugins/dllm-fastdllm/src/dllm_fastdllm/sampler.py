@@ -64,6 +64,7 @@ class MDLMFastdLLMSampler(MDLMSampler):
     """
 
     options_class: ClassVar[type[MaskedOptions]] = FastOptions
+    opening_only: ClassVar[tuple[str, ...]] = ("propose_at",)
 
     def open_block(self, state: SamplerState) -> Block | None:
         block = super().open_block(state)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -39,6 +40,7 @@ class Interval(WindowPolicy):
     model, and blocks are counted, so that a row does not depend on how many steps the others of its batch take.
     """
 
+    steps_are_planned: ClassVar[bool] = False  # a refresh compares what it computes with what was kept
     prompt_every: int = 4
     response_every: int = 6
     moving_share: float = 0.25

@@ -67,6 +67,7 @@ class WindowPolicy(CachePolicy):
     borrow_lead: bool = False
 
     needs_kv_cache: ClassVar[bool] = True
+    steps_are_planned: ClassVar[bool] = True
     serves: ClassVar[tuple[str, ...]] = (FULL,)
 
     def __post_init__(self) -> None:
