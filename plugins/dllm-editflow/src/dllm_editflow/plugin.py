@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from dllm_core.hookspecs import ModelAdapterSpec, ObjectiveSpec, SamplerSpec, hookimpl
+from dllm_core.hookspecs import BundledCheckpoint, ModelAdapterSpec, ObjectiveSpec, SamplerSpec, hookimpl
 from dllm_editflow.models.families import FAMILIES
+
+TINY = BundledCheckpoint(
+    name="editflow-tiny",
+    summary="Mends errors in small Python functions, 0.9M weights; for dllm edit",
+    resource="dllm_editflow:checkpoints/editflow-tiny",
+)
 
 
 @hookimpl
@@ -47,5 +53,6 @@ def dllm_model_adapters() -> Iterable[ModelAdapterSpec]:
             source="ZHZisZZ/dllm at ca17675, dllm/pipelines/editflow/models",
             target=f"dllm_editflow.adapters:EditFlow{row.name}Adapter",
             model_types=(row.model_type,),
+            bundled=(TINY,) if row.model_type == "editflow-llada" else (),
             converter="dllm_editflow.converting:convert",
         )
