@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ import transformers.utils.logging
 from rich.console import Console
 
 from dllm_core import registry
-from dllm_core.cli.output import Result, working
+from dllm_core.cli.output import Result
 from dllm_core.cli.prompts import Request, expand_blanks, with_blanks_filled
 from dllm_core.errors import PromptError
 from dllm_core.models import load
@@ -127,11 +128,15 @@ class Generation:
             if recorder is not None:
                 recorder.begin(state, _captions(group), self.denoiser.pad_token_id)
             seconds = DEMO_SECONDS / len(self.prepared) if slowly else 0.0
-            with self._view(state, group, seconds) if live else working(self._title(group)) as view:
+            taken = 0
+            with self._view(state, group, seconds) if live else self._bar(state, group) as view:
                 while not state.finished:
                     step = self.sampler.step(state)
+                    taken += 1
                     if live:
                         view.show(step)
+                    else:
+                        view(taken)
                     if recorder is not None:
                         recorder.show(step)
             output = self.sampler.finish(state)
@@ -157,6 +162,13 @@ class Generation:
         from dllm_core.display.run_view import view_of_run
 
         return view_of_run(Console(stderr=True), self.sampler, state, _captions(group), seconds=seconds)
+
+    def _bar(self, state: SamplerState, group: Sequence[Prepared]) -> AbstractContextManager[Callable[[int], None]]:
+        from dllm_core.display.progress import progress_bar
+        from dllm_core.display.run_view import steps_ahead
+
+        total = steps_ahead(self.sampler, state) if hasattr(state, "block") else None  # samplers that edit have none
+        return progress_bar(self._title(group), total)
 
     def _title(self, group: Sequence[Prepared]) -> str:
         if len(group) == len(self.prepared):
