@@ -241,7 +241,7 @@ def say_figures(facts: Mapping[str, Any], arguments: EditArguments) -> None:
         return
     parts = [
         f"{facts['edits']} edits ({facts['net_edits']} net, churn {facts['churn']:.2f})",
-        "100% of the bytes outside unchanged",
+        "outside 100% unchanged",
         f"{facts['stats']['forward_passes']} forward passes",
         f"{facts['stats']['seconds']:.2f} s",
         *([f"{arguments.file} written"] if arguments.write and facts["changed"] else []),

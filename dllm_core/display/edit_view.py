@@ -80,7 +80,7 @@ def marked_text(parts: Sequence[tuple[str, str]], encoding: str) -> Text:
     """Parts of a text, each in the style of the edit that it came by."""
     text = Text()
     for part, kind in parts:
-        text.append(shown_as(part, encoding), STYLES.get(kind, ""))
+        text.append(shown_as(part.replace("\r", ""), encoding), STYLES.get(kind, ""))
     return text
 
 
@@ -91,6 +91,7 @@ def heat_text(text: str, spans: Sequence[Span], rates: Sequence[float], encoding
         spans: the characters of each token.
         rates: of each token.
     """
+    text = text.replace("\r", " ")  # of the same length, so that every token stays in its place
     shown = Text(shown_as(text, encoding)) if len(shown_as(text, encoding)) == len(text) else Text(text)
     for span, rate in zip(spans, rates, strict=True):
         style = next((style for lowest, style in HEAT if rate >= lowest), None)
