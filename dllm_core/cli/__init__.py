@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 from types import TracebackType
@@ -11,6 +12,7 @@ from typing import Any
 import click
 
 from dllm_core import __version__
+from dllm_core.cli.errors import say_error
 from dllm_core.errors import DllmError, did_you_mean
 from dllm_core.plugins import debugging, one_line
 
@@ -99,14 +101,16 @@ def main(arguments: list[str] | None = None) -> int:
         outcome = root.main(arguments, prog_name="dllm", standalone_mode=False)
         sys.stdout.flush()  # here, where a closed pipe can still be met
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        say_error(shown.getvalue().rstrip("\n"))
         return error.exit_code
     except click.Abort:
         return INTERRUPTED
     except DllmError as error:
         if debugging():
             raise
-        print(f"Error: {error}", file=sys.stderr)
+        say_error(f"Error: {error}")
         return error.exit_code
     except BrokenPipeError:
         # Whoever read our output has gone (`dllm ... | head`); Python would complain when it flushes at exit.
@@ -118,4 +122,4 @@ def main(arguments: list[str] | None = None) -> int:
 def _say_unexpected(kind: type[BaseException], error: BaseException, _: TracebackType | None) -> None:
     """One line for an error that nobody foresaw; Python then exits with 1."""
     if kind is not KeyboardInterrupt:
-        print(f"Error: {one_line(error)}   [DLLM_DEBUG=1 shows where]", file=sys.stderr)
+        say_error(f"Error: {one_line(error)}   [DLLM_DEBUG=1 shows where]")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,8 @@ import click
 
 from dllm_core import registry
 from dllm_core.cli.completing import components, models
+from dllm_core.cli.errors import fitted, say_error
+from dllm_core.cli.line_editing import remembered_lines
 from dllm_core.cli.run import SamplerChoice, choose_model, default_length, load_model, wants_view
 from dllm_core.config import parse_assignments
 from dllm_core.errors import DllmError
@@ -71,12 +72,20 @@ def command(
 
 def converse(conversation: Conversation, model: str) -> None:
     """Read lines until there are no more, and answer each."""
+    from dllm_core.cli.conversation import COMMANDS
+
+    if not sys.stdin.isatty():
+        answer_lines(conversation)
+        return
+    print(fitted(f"{model}. /help lists the commands, Ctrl-D leaves.", sys.stderr), file=sys.stderr)
+    with remembered_lines(COMMANDS):
+        answer_lines(conversation)
+
+
+def answer_lines(conversation: Conversation) -> None:
+    """Answer each line until there are no more."""
     from dllm_core.cli.conversation import obey, show
 
-    if sys.stdin.isatty():
-        if importlib.util.find_spec("readline"):
-            import readline  # noqa: F401  its import gives input() line editing and history
-        print(f"{model}. /help lists the commands, Ctrl-D leaves.", file=sys.stderr)
     while (line := next_line()) not in (None, "/quit"):
         try:
             if line:
@@ -84,7 +93,7 @@ def converse(conversation: Conversation, model: str) -> None:
         except KeyboardInterrupt:
             print("\n(stopped; this turn is not kept)", file=sys.stderr)
         except DllmError as error:
-            print(f"Error: {error}", file=sys.stderr)
+            say_error(f"Error: {error}")
 
 
 def next_line() -> str | None:

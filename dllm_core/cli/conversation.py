@@ -138,6 +138,9 @@ HELP = """\
 /quit             leave (or Ctrl-D); Ctrl-C stops an answer"""
 
 
+COMMANDS = tuple(line.split()[0] for line in HELP.splitlines() if line.startswith("/"))
+
+
 def obey(conversation: Conversation, line: str) -> Iterator[str]:
     """Carry out a slash command; the parts of what it says.
 
