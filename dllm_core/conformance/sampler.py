@@ -38,7 +38,8 @@ class SamplerTests(ChanceChecks, StepChecks, OutputChecks):
         shared |= {"max_new_tokens": [0], "top_p": [1.5], "top_k": [0], "suppress_tokens": [[VOCAB + 1]]}
         shared = {name: values for name, values in shared.items() if name not in self.lacks}
         for name in self.lacks:
-            make = functools.partial(self.load_component(), self.denoiser(), **dict(self.options) | {name: 1})
+            chosen = self._registered_defaults() | dict(self.options) | {name: 1}
+            make = functools.partial(self.load_component(), self.denoiser(), **chosen)
             expect_refused(make, OptionError, name, f"option {name}, which the sampler is declared to lack")
         for name, values in (shared | dict(self.bad_options)).items():
             for value in values:

@@ -136,6 +136,11 @@ class TestNextEvent(OnExactEditors, SamplerTests):
     samples_exactly = True
 
 
+class TestMend(OnExactEditors, SamplerTests):
+    component = "editflow/mend"
+    lacks = (*OnExactEditors.lacks, "steps")
+
+
 class TestSurest(OnExactEditors, SamplerTests):
     options: ClassVar[dict] = {"mode": "one"}
     lacks = (*OnExactEditors.lacks, "steps")
