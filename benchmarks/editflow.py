@@ -1,10 +1,15 @@
-"""Edit flows against plain implementations: the targets of training, and (see `sampling`) the steps of the sampler.
+"""Edit flows against plain implementations: the targets of training, and the steps of the sampler.
 
 `targets` makes a batch's targets, from pairs of texts to the edits that are still to be made at a time: aligned by
 rapidfuzz and built by cumulative sums, against a dynamic programme and loops over tokens. Both get the same draws, and
-the edits of both must lead to the same texts. One process, one thread, alternating.
+the edits of both must lead to the same texts.
 
-usage: python benchmarks/editflow.py [targets] [--repeats 3] [--output benchmarks/results/editflow-cpu.json]
+`sampling` takes one step of tau-leaping from given rates and states: rows of all texts at once, against a loop over
+texts and tokens. Both project the rows that fire and no others, and must write the same texts.
+
+One process, one thread, alternating.
+
+usage: python benchmarks/editflow.py [targets] [sampling] [--repeats 3] [--output benchmarks/results/editflow-cpu.json]
 """
 
 from __future__ import annotations
@@ -21,11 +26,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from dllm_editflow.apply import Rows, apply_edits
+from dllm_editflow.choosing import CHANGE, INSERTION, WHICH_CHANGE, Moment, tau_leap
 from dllm_editflow.columns import Remaining, remaining, show
 from dllm_editflow.coupling import Coupling, Row, couple
+from dllm_editflow.deciding import Decide, Limits
 from dllm_editflow.dynamic import needleman_wunsch
-from dllm_editflow.kinds import BLANK
+from dllm_editflow.kinds import BLANK, DELETE, INSERT
+from dllm_editflow.models.heads import EditStates
+from dllm_editflow.options import EditFlowOptions
 from dllm_editflow.sources import Tokens, parse_source
+from dllm_editflow.state import lay_out
+
+from dllm_core.noise.counter import uniform
 
 VOCABULARY, MASK = 32_000, 32_000
 TOKENS = Tokens(mask=MASK, plain=torch.arange(VOCABULARY))
@@ -121,6 +134,94 @@ def targets(repeats: int) -> list[Result]:
     return results
 
 
+STEPS = ((128, 1), (128, 8), (1024, 1), (1024, 8), (4096, 1), (4096, 8))  # tokens of a text, texts of a batch
+WIDTH, FACTOR = 64, 0.5  # of the states, of the rates
+WORDS = 4_000  # tokens, then the mask: few, so that the step is timed and not the projection, which both do alike
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a step starts from: texts (B, L), what the model said of them, and the noise of every text."""
+
+    rows: Rows
+    states: EditStates
+    moment: Moment
+
+
+def given(tokens: int, batch: int) -> Given:
+    """Drafts of which every token is wrong with 8% and misses one behind it with 4%."""
+    generator = torch.Generator().manual_seed(tokens + batch)
+    ids = torch.randint(WORDS, (batch, tokens), generator=generator).tolist()
+    locked = [[place == 0 for place in range(tokens)]] * batch
+    rows = lay_out(ids, locked, [[True] * tokens] * batch, 0, torch.device("cpu"))
+    hidden = torch.randn(2, batch, tokens, WIDTH, generator=generator)
+    head = torch.nn.Linear(WIDTH, WORDS + 1, bias=False)
+    head.weight.data = torch.randn(head.weight.shape, generator=generator)
+    rates = torch.tensor([0.04, 0.04, 0.04]).expand(batch, tokens, 3)
+    keys = torch.arange(batch)
+    moment = Moment(keys, torch.zeros_like(keys), torch.zeros(batch, dtype=torch.float64))
+    return Given(rows, EditStates(rates, *hidden, head, head), moment)
+
+
+@torch.no_grad()
+def batched_step(start: Given) -> list[list[int]]:
+    """The production code."""
+    factors = torch.tensor([FACTOR], dtype=torch.float64)
+    choose = functools.partial(tau_leap, moment=start.moment, factors=factors, horizon=1)
+    none = Limits(None, None)
+    decision = Decide(start.rows, choose, EditFlowOptions(), start.moment.keys, (), WORDS, none)(start.states)
+    log = decision.log.tolist()
+    grown = [0] * len(start.rows.lengths)
+    for kind, row, *_ in log:
+        grown[int(row)] += (kind == INSERT) - (kind == DELETE)
+    width = start.rows.input_ids.shape[1] + max(grown)
+    after = apply_edits(start.rows, decision.edits, width, 0).rows
+    ends = zip(after.input_ids.tolist(), after.lengths.tolist(), strict=True)
+    return [row[:length] for row, length in ends]
+
+
+@torch.no_grad()
+def looped_step(start: Given) -> list[list[int]]:
+    """The same, text by text and token by token."""
+    return [_one_text(start, row) for row in range(len(start.rows.lengths))]
+
+
+def _one_text(start: Given, row: int) -> list[int]:
+    states, written = start.states, []
+    tokens, rates = start.rows.input_ids[row].tolist(), states.rates[row].tolist()
+    places = torch.arange(len(tokens))
+    kinds = (CHANGE, WHICH_CHANGE, INSERTION)
+    draws = [uniform(start.moment.keys[row], kind, 0, 0, places).tolist() for kind in kinds]
+    for place, token in enumerate(tokens):
+        substitute, delete, insert = rates[place]
+        if place == 0:  # locked
+            substitute = delete = 0.0
+        if draws[0][place] >= FACTOR * (substitute + delete):
+            written.append(token)
+        elif draws[1][place] * (substitute + delete) >= delete:
+            written.append(_best(states.substitute(states.substitute_hidden[row, place]), token))
+        if draws[2][place] < FACTOR * insert:
+            written.append(_best(states.insert(states.insert_hidden[row, place]), WORDS))
+    return written
+
+
+def _best(logits: torch.Tensor, own: int) -> int:
+    logits[[own, WORDS]] = -torch.inf
+    return int(logits.argmax())
+
+
+def sampling(repeats: int) -> list[Result]:
+    """Steps of the sampler, without the model's own time."""
+    results = []
+    for tokens, batch in STEPS:
+        start = given(tokens, batch)
+        one, other = (functools.partial(step, start) for step in (looped_step, batched_step))
+        seconds = alternate(one, other, repeats)
+        ratio = statistics.median(p / o for p, o in zip(*seconds, strict=True))
+        results.append(Result("sampling", "draft", tokens, batch, *seconds, ratio, one() == other()))
+    return results
+
+
 def alternate(
     first: Callable[[], object], second: Callable[[], object], repeats: int
 ) -> tuple[list[float], list[float]]:
@@ -148,7 +249,7 @@ def machine() -> dict[str, object]:
     }
 
 
-PARTS: dict[str, Callable[[int], list[Result]]] = {"targets": targets}
+PARTS: dict[str, Callable[[int], list[Result]]] = {"targets": targets, "sampling": sampling}
 
 
 def main() -> None:
