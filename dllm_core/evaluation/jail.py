@@ -151,13 +151,25 @@ def guard(folder: str) -> Callable[[str, tuple], None]:
     return hook
 
 
+class Ending:
+    """Notes what ended a program, whatever it was: ``sys.exit()`` in front of the tests is a failure too."""
+
+    reason = ""
+
+    def __enter__(self) -> Ending:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> bool:
+        if kind is not None:
+            self.reason = f"{kind.__name__}: {error}".partition("\n")[0][:LONGEST_REASON]
+        return True
+
+
 def run(program: str) -> str:
     """What is wrong with a program, as one line; empty where it ran to its end."""
-    try:
+    with Ending() as ending:
         exec(compile(program, "<solution>", "exec"), {"__name__": "__main__"})
-    except BaseException as error:  # sys.exit() in front of the tests is a failure too
-        return f"{type(error).__name__}: {error}".partition("\n")[0][:LONGEST_REASON]
-    return ""
+    return ending.reason
 
 
 def tell(pipe: int, message: dict) -> None:

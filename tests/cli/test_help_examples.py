@@ -34,8 +34,6 @@ SMALL = {
 TYPED = {"git diff": "reverse planet", "": "reverse planet\n"}  # standard input, by the command in front of the pipe
 SLOW = {"eval", "plugins check"}
 WRITTEN = {".trace", ".html", ".svg", ".png", ".gif"}
-# What the plugin's own tests run: it edits their files, with their checkpoint.
-RUN_ELSEWHERE = {"edit"}
 CALL = re.compile(r"dllm |accelerate launch -m dllm_core ")
 
 
@@ -93,6 +91,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         Path(name).write_text(f"{json.dumps({'messages': chat})}\n" * 4)
     Path("questions.csv").write_text("question,answer\nreverse ab,ba\ntwice ab,abab\n")
     Path("prompts.jsonl").write_text('{"prompt": "reverse planet"}\n{"prompt": "12+30="}\n')
+    Path("notes.py").write_text("def ad(price, count):\n    return price + cont\n\n" * 4)
     Path("out").mkdir()  # of a training that was begun
     log = [{"step": step, "loss": 2.0 / step, "learning_rate": 1e-3, "grad_norm": 1.0} for step in range(1, 9)]
     Path("out/trainer_state.json").write_text(json.dumps({"log_history": log}))
@@ -147,8 +146,6 @@ def test_examples_work(
 ) -> None:
     found = examples(HELP[name])
     assert sum(" ".join(one.arguments).startswith(name) for one in found) >= 2
-    if name in RUN_ELSEWHERE:
-        return
     if name in NEEDS:
         request.getfixturevalue(NEEDS[name])
     for one in found:
