@@ -34,15 +34,23 @@ class BlockLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, slots: torch.Tensor, stop: int
+        self, key_states: torch.Tensor, value_states: torch.Tensor, slots: torch.Tensor, stop: int, rows: slice
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write (B, G, Q, C) at slots (B, Q) and hand out the first ``stop`` of all. -> two (B, G, S, C)"""
+        """Write (B, G, Q, C) at slots (B, Q) of those rows and hand out their first ``stop``. -> two (B, G, S, C)"""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        rows = slots.shape[0]
         for buffer, states in ((self.keys, key_states), (self.values, value_states)):
-            buffer[:rows].scatter_(2, slots[:, None, :, None].expand_as(states), states)
-        return self.keys[:rows, :, :stop], self.values[:rows, :, :stop]
+            buffer[rows].scatter_(2, slots[:, None, :, None].expand_as(states), states)
+        return self.keys[rows, :, :stop], self.values[rows, :, :stop]
+
+    def level(self, chosen: torch.Tensor, slots: torch.Tensor) -> None:
+        """Copy slots (R, Q) of one row of each group, (R,) int64, to all rows of its group."""
+        if not self.is_initialized:
+            return
+        groups = torch.arange(len(chosen), device=slots.device)[:, None]
+        for buffer in (self.keys, self.values):
+            taken = buffer[chosen[:, None], :, slots]  # (R, Q, G, C)
+            buffer.unflatten(0, (len(chosen), -1))[groups, :, :, slots] = taken[:, :, None]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.length, 0
@@ -89,6 +97,8 @@ class BlockCache(Cache):
         """Serve a new run: whatever is held belongs to none of its positions."""
         self._slots: torch.Tensor | None = None
         self._stop = self._filled = 0
+        self.copies = 1  # how many rows stand side by side for each that a run goes on with
+        self._behind: list[torch.Tensor] = []  # slots that only the first of each group were written at
 
     def settle(self) -> None:
         """Count every slot as filled from now on: a number that no compiled forward finds changed."""
@@ -121,6 +131,13 @@ class BlockCache(Cache):
             stop: S; slots 0 to S - 1 are read, those that were never written hold zeros.
         """
         self._slots, self._stop = slots, stop
+        if self.among(slots.shape[0]).step > 1:
+            self._behind.append(slots)
+
+    def among(self, rows: int) -> slice:
+        """Which of the rows that are held a forward of so many is for: all, the first ones, or one of each group."""
+        step = self.copies if rows * self.copies == self.rows else 1
+        return slice(0, rows * step, step)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, cache_kwargs: object = None
@@ -130,7 +147,8 @@ class BlockCache(Cache):
             self.layers.append(BlockLayer(self.rows, self.length))
         assert self._slots is not None, "place() comes before the forward"
         self._filled = max(self._filled, self._stop)
-        return self.layers[layer_idx].update(key_states, value_states, self._slots, self._stop)
+        rows = self.among(self._slots.shape[0])
+        return self.layers[layer_idx].update(key_states, value_states, self._slots, self._stop, rows)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """The largest ``stop`` of all forwards so far, 0 before the first; all slots once it is settled."""
@@ -145,7 +163,34 @@ class BlockCache(Cache):
             layer.move_up(rows)
 
     def select(self, rows: torch.Tensor) -> None:
-        """Keep only these rows and give back the memory of the others. (R,) int64"""
+        """Keep only these rows, with their copies, and give back the memory of the others. (R,) int64"""
+        self._behind = [slots[rows] for slots in self._behind]
+        rows = (rows[:, None] * self.copies + torch.arange(self.copies)).flatten()
         self.rows, self._slots = len(rows), None
         for layer in self.layers:
             layer.select(rows)
+
+    def fork(self, copies: int) -> None:
+        """Let every row stand that many times, side by side, for forwards that try several ways on.
+
+        A forward of as many rows as before goes on writing and reading the first of each group. The first fork takes
+        the memory; any other one copies what the first rows were written at since the last.
+        """
+        if self.copies != copies:
+            self.select(torch.arange(self.rows).repeat_interleave(copies))
+            self.copies = copies
+        for slots in self._behind:
+            self._level(torch.arange(len(slots)) * copies, slots)
+        self._behind = []
+
+    def follow(self, chosen: torch.Tensor) -> None:
+        """After a forward of all copies: go on from one of each group. (R,) int64, numbers among all rows
+
+        Only slots that this forward wrote are copied, where rows of a group write the same ones or `nowhere`.
+        """
+        if self.copies > 1:
+            self._level(chosen, self._slots.unflatten(0, (-1, self.copies)).amin(1))
+
+    def _level(self, chosen: torch.Tensor, slots: torch.Tensor) -> None:
+        for layer in self.layers:
+            layer.level(chosen.to(slots.device), slots)

@@ -42,6 +42,14 @@ class CacheRun:
     def keep(self, rows: torch.Tensor) -> None:
         """Some rows are finished: forget all but these. (R',) int64 on the CPU, numbers among the present rows"""
 
+    def fork(self, rows: torch.Tensor) -> None:
+        """The next step computes several canvases a row: each present row as often, side by side. (R N,) on the CPU"""
+        self.keep(rows)
+
+    def follow(self, rows: torch.Tensor) -> None:
+        """The run goes on with one canvas a row, of those that the step behind a `fork` computed. (R,) on the CPU"""
+        self.keep(rows)
+
     def end(self) -> None:
         """The run has taken its last step."""
 
@@ -162,7 +170,7 @@ class KeptRun(CacheRun):
     """Keys and values of the whole canvas in one buffer, of which every forward overwrites what it computes.
 
     A subclass says in `plan_of` what a step computes. It follows from the canvas and the number of the step, never from
-    what the model answered, so that it is known on the host.
+    what the model answered, so that it is known on the host. What else it keeps of each row it hands on in `renumber`.
     """
 
     def __init__(self, denoiser: Denoiser, rows: int, length: int) -> None:
@@ -195,6 +203,18 @@ class KeptRun(CacheRun):
             self.cache.select(rows)
         else:
             self.cache.move_up(rows)  # graphs read these buffers by address
+        self.renumber(rows)
+
+    def fork(self, rows: torch.Tensor) -> None:
+        self.cache.fork(int((rows == rows[0]).sum()))
+        self.renumber(rows)
+
+    def follow(self, rows: torch.Tensor) -> None:
+        self.cache.follow(rows)
+        self.renumber(rows)
+
+    def renumber(self, rows: torch.Tensor) -> None:
+        """What is kept of each row beside keys and values, for these rows, perhaps several times. (R',) on the CPU"""
         self.lead = None if self.lead is None else self.lead[rows]
 
     def end(self) -> None:
@@ -220,8 +240,8 @@ class FinishedBlocksRun(KeptRun):
         self.final = list(view.layout.starts)
         return self._plan_from(view, begins)
 
-    def keep(self, rows: torch.Tensor) -> None:
-        super().keep(rows)
+    def renumber(self, rows: torch.Tensor) -> None:
+        super().renumber(rows)
         self.final = [self.final[row] for row in rows.tolist()]
 
     def _plan_from(self, view: View, begins: Sequence[int]) -> Plan:

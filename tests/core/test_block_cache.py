@@ -149,6 +149,31 @@ def test_rows_that_are_finished_give_their_memory_back():
     assert kept.layers[0].keys.nbytes * 3 == before * 2
 
 
+def test_copies_of_a_row_go_on_from_the_one_that_is_followed():
+    kept = BlockCache(2, 4)
+    kept.place(torch.tensor([[0, 1], [0, kept.nowhere]]), 4)
+    kept.update(*[torch.tensor([[5.0, 5.0], [6.0, 6.0]])[:, None, :, None]] * 2, 0)
+    kept.fork(3)
+    kept.place(torch.tensor([[1, 2]] * 3 + [[0, 1], [kept.nowhere] * 2, [0, 1]]), 4)  # one has nothing left to write
+    ways = torch.arange(10.0, 16.0)[:, None].expand(-1, 2)[:, None, :, None]
+    kept.update(ways, ways, 0)
+    kept.follow(torch.tensor([2, 4]))
+    assert held(kept) == [[5, 12, 12, 0]] * 3 + [[6, 0, 0, 0]] * 3
+    kept.place(torch.tensor([[3], [3]]), 4)  # one canvas a row again: of the first copies
+    one = torch.tensor([20.0, 21.0])[:, None, None, None]
+    keys, _ = kept.update(one, one, 0)
+    assert keys[:, 0, :, 0].tolist() == [[5, 12, 12, 20], [6, 0, 0, 21]]
+    kept.select(torch.tensor([1]))
+    kept.fork(3)
+    assert held(kept) == [[6, 0, 0, 21]] * 3
+
+
+def held(kept: BlockCache) -> list[list[float]]:
+    keys, values = kept.layers[0].keys, kept.layers[0].values
+    assert torch.equal(keys, values)
+    return keys[:, 0, : kept.length, 0].tolist()
+
+
 @torch.no_grad()
 def test_what_nobody_wrote_is_zero_and_so_never_nan():
     """A masked key enters the sum with weight 0; 0 times whatever the memory held must be 0."""

@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 import dllm_core as dllm
 from dllm_core import registry
 from dllm_core.conformance.deep import deep_denoiser
+from dllm_core.models.cache import BlockCache, BlockLayer
+from dllm_core.samplers.cache import KeptRun
 from dllm_core.samplers.view import FULL
 
 VOCAB, MASK, NEW = 12, 12, 12
@@ -93,6 +95,57 @@ def test_lookahead_with_a_refresh_at_every_step_is_that_without_a_cache(policy, 
     cached = dllm.sampler("fastdllm/lopa", denoiser(shifted), cache=policy, **options, **often).sample(PROMPTS)
     if policy == "core/none" or often:
         assert torch.equal(plain.sequences, cached.sequences)
+
+
+LOOKAHEADS = [
+    ({"shifted": shifted}, more)
+    for shifted in (False, True)
+    for more in ({}, {"guidance_scale": 1.0}, {"suffix_window": 5, "stop_at_eos": True}, {"refresh_every": 2})
+]
+
+
+def lookahead_trace(policy: str, model: dict[str, bool], more: dict[str, object]) -> list[list]:
+    options = {"max_new_tokens": NEW, "block_size": 5, "branches": 3, "threshold": 0.5, "creation_weight": 0.0}
+    sampler = dllm.sampler("fastdllm/lopa", denoiser(**model), cache=policy, **options, **more)
+    return [[step.input_ids.tolist(), step.confidence.nan_to_num(-1).tolist()] for step in sampler.stream(PROMPTS)]
+
+
+def copy_whole_rows(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(KeptRun, "fork", KeptRun.keep)
+    patch.setattr(KeptRun, "follow", KeptRun.keep)
+
+
+@pytest.mark.parametrize(("model", "more"), LOOKAHEADS)
+@pytest.mark.parametrize("policy", [policy for policy in POLICIES if policy != "core/none"])
+def test_lookahead_is_what_it_is_where_each_branch_copies_whole_rows(policy, model, more, monkeypatch):
+    got = lookahead_trace(policy, model, more)
+    copy_whole_rows(monkeypatch)
+    assert got == lookahead_trace(policy, model, more)
+
+
+def test_a_branch_that_is_followed_without_its_keys_and_values_is_caught(monkeypatch):
+    monkeypatch.setattr(BlockCache, "follow", lambda self, chosen: None)
+    got = [lookahead_trace(policy, {}, {}) for policy in POLICIES[1:]]
+    copy_whole_rows(monkeypatch)
+    assert got != [lookahead_trace(policy, {}, {}) for policy in POLICIES[1:]]
+
+
+def test_lookahead_copies_what_a_step_wrote(monkeypatch):
+    copied, level = [], BlockLayer.level
+
+    def counted(self, chosen, slots):
+        copied.append(slots.numel())
+        level(self, chosen, slots)
+
+    monkeypatch.setattr(BlockLayer, "level", counted)
+    moved, select = [], BlockCache.select
+    monkeypatch.setattr(BlockCache, "select", lambda self, rows: (moved.append(len(rows)), select(self, rows))[1])
+    options = {"max_new_tokens": 10, "block_size": 5, "branches": 3, "threshold": 1.0, "stop_at_eos": False}
+    out = dllm.sampler("fastdllm/lopa", denoiser(), cache="fastdllm/dual", **options).sample([[1, 2]])
+    ahead = out.stats.forward_passes - 2
+    # Three layers: the block's 5 slots behind each look ahead, and all 12 in front of the second block's first.
+    assert sorted(copied) == [5] * 3 * ahead + [12] * 3
+    assert moved == [1, 4]  # whole rows: as the run begins, before anything is held, and at its first look ahead
 
 
 @settings(max_examples=40, deadline=None)

@@ -97,9 +97,9 @@ class LoPASampler(MDLMSampler):
     times the confidence of its own token (1 for the anchor, which has none) plus the rest times the mean confidence of
     its least sure open positions; of equals the anchor wins, then the surer token.
 
-    The first step of a block computes one canvas a row. With a cache every branch holds keys and values of its own, and
-    those of the branch that is followed are copied: memory and time for it grow with ``branches``, so this is for one
-    row or a few at once.
+    The first step of a block computes one canvas a row. With a cache every branch holds keys and values of its own, so
+    memory grows with ``branches``: this is for one row or a few at once. Of those that are followed a step copies what
+    it wrote, with the cache ``dual`` the block, and the first look ahead in a block what its first step wrote.
 
     Not defined with rules that follow the quota (a branch writes more than planned), nor with rules that need a history
     (a branch has none of its own).
@@ -157,14 +157,14 @@ class LoPASampler(MDLMSampler):
         block.fork = take(block.layout, every) if block.fork is None else block.fork
         spread = {"rows": block.rows.repeat_interleave(count), "positions": block.positions.repeat_interleave(count, 0)}
         forked = replace(state, block=replace(block, layout=block.fork, **spread))
-        state.cache.keep(every)
+        state.cache.fork(every)
         logits = self.logits_at(forked, canvases, slots)  # (R N, M, V)
         proposal = self.proposal_from(forked, logits, Open(slots, masked, shown))
 
         hope = outlook(proposal.confidence, masked, self.options.weakest_share).reshape(-1, count)  # (R, N)
         best = follow(ways, hope, self.options.creation_weight)  # (R,)
         chosen = torch.arange(len(rows), device=best.device) * count + best
-        state.cache.keep(self._with_guided(state, torch.tensor(state.told(chosen)), len(rows) * count))
+        state.cache.follow(self._with_guided(state, torch.tensor(state.told(chosen)), len(rows) * count))
         at, proposal = Open(slots[chosen], masked[chosen], shown[chosen]), pick(proposal, chosen)
         own = ways.confidence.gather(1, best[:, None])  # (R, 1), of the token that the branch wrote
         proposal = replace(proposal, confidence=torch.where(at.shown & ~at.masked, own, proposal.confidence))

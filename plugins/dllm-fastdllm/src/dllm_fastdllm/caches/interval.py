@@ -74,15 +74,16 @@ class IntervalRun(WindowRun):
 
     def logits(self, view: View) -> Answer:
         between = self.policy.between(view.step)
-        before = None if between or not self.cache.layers else self.cache.layers[-1].values.clone()
+        rows = self.cache.among(len(view.input_ids))
+        before = None if between or not self.cache.layers else self.cache.layers[-1].values[rows].clone()
         answer = super().logits(view)
         if not between:
-            after = self.cache.layers[-1].values
+            after = self.cache.layers[-1].values[rows]
             self.turned = how_far(after if before is None else before, after)
         return answer
 
-    def keep(self, rows: torch.Tensor) -> None:
-        super().keep(rows)
+    def renumber(self, rows: torch.Tensor) -> None:
+        super().renumber(rows)
         self.turned = None if self.turned is None else self.turned[rows]
 
     def plan_of(self, view: View) -> Plan:

@@ -132,8 +132,8 @@ class WindowRun(KeptRun):
         self.places: list[Place] = [NOWHERE] * rows
         self.windows: list[tuple[int, int]] = []
 
-    def keep(self, rows: torch.Tensor) -> None:
-        super().keep(rows)
+    def renumber(self, rows: torch.Tensor) -> None:
+        super().renumber(rows)
         self.places = [self.places[row] for row in rows.tolist()]
 
     def plan_of(self, view: View) -> Plan:
