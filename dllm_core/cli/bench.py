@@ -20,7 +20,14 @@ import click
 from dllm_core import registry
 from dllm_core.cli.completing import components, models
 from dllm_core.cli.prompts import Request, parse_record, read_requests
-from dllm_core.cli.run import DEFAULT_SAMPLER, bundled_checkpoint, choose_model, default_length, demo_requests
+from dllm_core.cli.run import (
+    DEFAULT_SAMPLER,
+    bundled_checkpoint,
+    choose_model,
+    default_length,
+    demo_requests,
+    is_here,
+)
 from dllm_core.config import at_least, parse_assignments
 from dllm_core.errors import DataError, PromptError
 
@@ -221,13 +228,13 @@ def samplers_for_any_family() -> list[str]:
 def load_benchmark(arguments: BenchArguments, model: str, cells: list[Cell], requests: list[Request]) -> Benchmark:
     """The model, the prompts as token ids, and a sampler for every cell that the model can do."""
     from dllm_core.cli.generate import Generation, quieten
-    from dllm_core.cli.output import working
+    from dllm_core.cli.output import loading
     from dllm_core.evaluation.benchmark import Benchmark, Exercise
     from dllm_core.models import load
     from dllm_core.samplers import sampler
 
-    quieten(bars=True)
-    with working(f"Loading {model}"):
+    quieten(bars=is_here(model) or not sys.stderr.isatty())
+    with loading(f"Loading {model}", at_once=is_here(model)):
         denoiser = load(model, device=arguments.device, dtype=arguments.dtype)
     encoder = Generation(model, DEFAULT_SAMPLER, sampler(DEFAULT_SAMPLER, denoiser, **default_length(model)))
     encoder.prepare(requests, chat=arguments.chat, system=None)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from dllm_core.cli.output import working
+from dllm_core.cli.output import loading
 
 EPILOG = """\b
 Examples:
@@ -35,7 +35,7 @@ def command(model: str, output: Path, to: str, shift: bool, dtype: str, revision
     OUTPUT appears only once it is whole. No code of the checkpoint is run. The converted model writes text only once it
     was trained as a diffusion model (dllm train).
     """
-    with working("Converting"):
+    with loading("Converting"):
         from dllm_core.models.converting import convert_checkpoint
 
         converted = convert_checkpoint(model, output, to=to, dtype=dtype, logits_are_shifted=shift, revision=revision)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ import click
 
 from dllm_core import registry
 from dllm_core.cli.completing import components, models
-from dllm_core.cli.run import DEFAULT_SAMPLER
+from dllm_core.cli.run import DEFAULT_SAMPLER, is_here
 from dllm_core.config import at_least, parse_assignments
 from dllm_core.errors import OptionError
 
@@ -252,18 +253,18 @@ def load_model(arguments: EvalArguments, model: str, preset: Preset | None) -> D
         OptionError: the preset is for another family.
     """
     from dllm_core.cli.generate import quieten
-    from dllm_core.cli.output import working
+    from dllm_core.cli.output import loading
     from dllm_core.evaluation.bridge import DiffusionLM
     from dllm_core.evaluation.journal import Journal
     from dllm_core.evaluation.plan import check_family
     from dllm_core.evaluation.processes import gathered, own_device, rank_and_size
     from dllm_core.models.loading import load, read_config, resolve_path
 
-    quieten(bars=False)
+    quieten(bars=is_here(model) or not sys.stderr.isatty())
     if preset is not None:
         served = registry.adapter_for_model_type(str(read_config(resolve_path(model), None).get("model_type")))
         check_family(preset, served.name if served else "unknown")
-    with working(f"Loading {model}"):
+    with loading(f"Loading {model}", at_once=is_here(model)):
         denoiser = load(model, device=own_device(arguments.device), dtype=arguments.dtype)
     folder = None if arguments.output is None else arguments.output / "requests"
     journal = Journal(folder, rank_and_size()[0])

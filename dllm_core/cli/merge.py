@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from dllm_core.cli.output import working
+from dllm_core.cli.output import loading
 
 EPILOG = """\b
 Examples:
@@ -29,7 +29,7 @@ def command(base: str, adapter: str, output: Path, dtype: str, revision: str | N
     The merged model computes what the base with its adapter does, and needs no peft. OUTPUT appears only once it is
     whole. An adapter that was trained on 4-bit weights is merged into the whole ones.
     """
-    with working("Merging"):
+    with loading("Merging"):
         from dllm_core.models.merging import merge_checkpoint
 
         merge_checkpoint(base, adapter, output, dtype=dtype, revision=revision)

@@ -115,6 +115,22 @@ def working(what: str) -> AbstractContextManager:
 
 
 @contextmanager
+def loading(what: str, *, at_once: bool = True) -> Iterator[None]:
+    """A bar on stderr while weights are read or written inside the ``with`` block, with the time left.
+
+    Args:
+        at_once: show it before there are weights to read; False where a download shows bars of its own until then.
+    """
+    from dllm_core.display.progress import progress_bar
+
+    with progress_bar(what, None, at_once=at_once) as tell:
+        from dllm_core.models.told import weights_told
+
+        with weights_told(tell):
+            yield
+
+
+@contextmanager
 def open_results(path: Path | None, *, as_json: bool) -> Iterator[Results]:
     """Results that go to stdout, or into a file that appears under its name only once it is whole.
 

@@ -167,16 +167,19 @@ def load_model(
     model: str, sampler: SamplerChoice, options: dict[str, object], *, device: str, dtype: str
 ) -> Generation:
     """Import torch and load a model and its sampler, with a sign of life."""
-    from dllm_core.cli.output import working
+    from dllm_core.cli.output import loading
 
-    is_local = Path(model).is_dir() or registry.find_bundled(model) is not None
-    # A download shows bars of its own, which a spinner would garble.
-    with working(f"Loading {model}") if is_local else nullcontext():
+    with loading(f"Loading {model}", at_once=is_here(model)):
         from dllm_core.cli.generate import Generation, family_sampler, quieten
 
-        quieten(bars=is_local or not sys.stderr.isatty())
+        quieten(bars=is_here(model) or not sys.stderr.isatty())
         name = sampler.full_id if sampler.is_final else family_sampler(model) or sampler.full_id
         return Generation.load(model, name, options, device=device, dtype=dtype)
+
+
+def is_here(model: str) -> bool:
+    """Whether nothing is downloaded to load a model."""
+    return Path(model).is_dir() or registry.find_bundled(model) is not None
 
 
 def sampler_options(arguments: RunArguments) -> dict[str, object]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -20,6 +21,7 @@ from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 import dllm_core as dllm
 from dllm_core.errors import DllmError, ModelLoadError, OptionError, UnknownComponentError
 from dllm_core.models.loading import pick_device, pick_dtype
+from dllm_core.models.told import weights_told
 from dllm_core.plugins import load_plugins, use_plugin_host
 
 PLUGIN = """
@@ -274,3 +276,21 @@ def test_loading_says_nothing_on_the_way(checkpoint, capfd):
     dllm.load(checkpoint)
     out, err = capfd.readouterr()
     assert re.sub(r"\s", "", out + err) == ""
+
+
+def test_every_weight_that_is_read_and_every_file_that_is_written_is_told(saved, tmp_path):
+    told = []
+    with weights_told(lambda *how_far: told.append(how_far)):
+        model = BertForMaskedLM.from_pretrained(saved)
+        model.save_pretrained(tmp_path / "one")
+        model.save_pretrained(tmp_path / "many", max_shard_size="1KB")
+    with safe_open(saved / "model.safetensors", "pt") as file:
+        weights = len(file.keys())
+    shards = len(list((tmp_path / "many").glob("*.safetensors")))
+    assert shards > 1
+    read = [(done, weights, "Loading weights") for done in range(weights + 1)]
+    whole = [(done, None, "Writing weights") for done in range(2)]
+    assert told == [*read, *whole, *((done, shards, "Writing weights") for done in range(shards + 1))]
+    told.clear()
+    BertForMaskedLM.from_pretrained(saved)
+    assert told == []
