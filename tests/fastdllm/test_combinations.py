@@ -163,6 +163,34 @@ def test_no_mask_is_left_by_any_combination(rule, policy, block, steps, shifted,
     assert not (out.sequences == MASK).any()
 
 
+SELF_PACED = [
+    rule
+    for rule in RULES
+    if not (made := registry.load("commit rule", rule)).follows_quota and "history" not in made.needs
+]
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    rule=st.sampled_from(SELF_PACED),
+    policy=st.sampled_from(POLICIES),
+    block=st.sampled_from([None, 1, 4, 7]),
+    branches=st.integers(1, 4),
+    shifted=st.booleans(),
+    more=st.sampled_from([{}, {"temperature": 0.7}, {"guidance_scale": 0.5}, {"confidence": "margin"}]),
+)
+def test_lookahead_leaves_no_mask_and_rows_alone_by_any_rule_and_policy(rule, policy, block, branches, shifted, more):
+    options = {"max_new_tokens": NEW, "block_size": block, "branches": branches, "commit": rule, "cache": policy}
+    assert_rows_are_alone(dllm.sampler("fastdllm/lopa", denoiser(shifted), **options, **bold(rule), **more))
+
+
+@pytest.mark.parametrize("rule", SELF_PACED)
+@pytest.mark.parametrize("block", [None, 1, 5])
+def test_verification_leaves_no_mask_and_rows_alone_by_any_rule(rule, block):
+    options = {"max_new_tokens": NEW, "block_size": block, "commit": rule}
+    assert_rows_are_alone(dllm.sampler("fastdllm/wino", denoiser(), **options, **bold(rule)))
+
+
 ONE_A_STEP = {
     "fastdllm/threshold": {"threshold": 1.0},
     "fastdllm/factor": {"factor": 0.0},

@@ -153,6 +153,8 @@ def test_where_it_is_not_defined_it_says_so():
     exact = ExactModel(random_joint(2, 2, seed=0))
     refused(dllm.Denoiser(exact, Patternless(), special_ids={"mask": 2}), "Patternless does not declare")
     refused(deep_denoiser(VOCAB, 64, shifted=True), "not defined where logits are right-shifted")
+    for cache in ("prefix", "dual", "vicinity", "delayed", "interval"):
+        refused(denoiser(), f"^wino's hidden copy .* cache='{cache}' keeps older .* use cache='none'$", cache=cache)
     refused(denoiser(), "upsets the plan of commit='quota'.*use", commit="quota")
     refused(denoiser(), "commit='klass' needs a history", commit="klass")
     refused(denoiser(), "verify_threshold must be between 0.0 and 1.0, got 1.5", verify_threshold=1.5)

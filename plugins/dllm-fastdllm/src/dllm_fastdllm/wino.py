@@ -64,10 +64,11 @@ class WINOSampler(MDLMSampler):
     writes more than one, and fewer than the step before wrote, so every step brings it nearer to its end and a block
     takes at most as many steps as it has masks.
 
-    Not defined with a cache (the copy sees the whole canvas, so ``cache="none"``), for families that take no attention
-    pattern, where logits are right-shifted (a hidden position would need the one before it computed without it), with
-    rules that follow the quota (which masks that come back would upset), nor with rules that need a history (which
-    ends where a token is taken back).
+    Not defined with a cache (the paper computes the whole canvas at every step, and a copy judges by that; what a cache
+    keeps is older, and none has a place for the copy), for families that take no attention pattern, where logits are
+    right-shifted (a hidden position would need the one before it computed without it), with rules that follow the quota
+    (which masks that come back would upset), nor with rules that need a history (which ends where a token is taken
+    back).
 
     Raises:
         OptionError: any of these.
@@ -82,8 +83,8 @@ class WINOSampler(MDLMSampler):
         super().__init__(denoiser, **given)
         if self.options.cache != "none":
             raise OptionError(
-                f"wino computes the whole canvas in every step, so cache={self.options.cache!r} serves nothing; "
-                "use cache='none'"
+                "wino's hidden copy of the block judges by the whole canvas as it stands, of which "
+                f"cache={self.options.cache!r} keeps older keys and values; use cache='none'"
             )
         if self.rule.follows_quota:
             raise OptionError(
