@@ -38,7 +38,7 @@ def dllm_samplers() -> Iterable[SamplerSpec]:
         summary="Mends a draft: makes every edit that is sure enough, until none is left",
         target="dllm_editflow.sampler:EditFlowSampler",
         source="original; threshold decoding of Edit Flows, arXiv:2506.09018",
-        defaults={"mode": "threshold"},
+        defaults={"mode": "threshold", "max_passes": 64},  # a draft that takes more is not getting better
         families=tuple(row.model_type for row in FAMILIES),
         edits=True,
     )

@@ -25,20 +25,24 @@ if TYPE_CHECKING:
 
 BATCH = 50
 CHECKPOINT = "editflow-tiny"
+CLEAN_SHARE_OF_FILES = 0.35
+FILES = "2 or 3 functions, up to 3 errors each"
+KINDS = ("no error", *(f"{count} error{'s' * (count > 1)}" for count in range(1, MOST_ERRORS + 1)), FILES)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """What became of `count` held-out texts with as many planted errors.
+    """What became of `count` held-out texts of one kind.
 
     Args:
+        kind: one of `KINDS`; one function, unless it says otherwise.
         exact: texts that are right.
         edits: made in all.
         needed: the least that would have done (Levenshtein).
         forward_passes: of the model, over batches of `BATCH` texts.
     """
 
-    errors: int
+    kind: str
     count: int
     exact: int
     edits: int
@@ -51,16 +55,27 @@ class Score:
         return self.edits / max(1, self.needed)
 
 
-def score(sampler: EditFlowSampler, errors: int, count: int, seed: int = 0) -> Score:
-    """Mend `count` held-out texts with that many planted errors."""
+def held_out(kind: str, count: int, seed: int = 0) -> list[Exercise]:
+    """`count` held-out texts of a kind, reproducible from `seed`."""
     at_least("count", count, 1)
-    found = list(islice(exercises("held_out", seed, clean_share=float(errors == 0)), 40 * count))
-    chosen = [one for one in found if one.errors == errors][:count]
-    results = [mend(sampler, chosen[start : start + BATCH]) for start in range(0, len(chosen), BATCH)]
+    if kind == FILES:
+        drawn = exercises("held_out", seed, clean_share=CLEAN_SHARE_OF_FILES, most_functions=3)
+        fitting = (one for one in drawn if one.text.count("def ") > 1)
+    else:
+        errors = KINDS.index(kind)
+        drawn = exercises("held_out", seed, clean_share=float(errors == 0))
+        fitting = (one for one in drawn if one.errors == errors)
+    return list(islice(fitting, count))
+
+
+def score(sampler: EditFlowSampler, kind: str, count: int, seed: int = 0) -> Score:
+    """Mend `count` held-out texts of a kind."""
+    chosen = held_out(kind, count, seed)
+    results = [mend(sampler, chosen[start : start + BATCH]) for start in range(0, count, BATCH)]
     texts = [text for part, *_ in results for text in part]
     return Score(
-        errors=errors,
-        count=len(chosen),
+        kind=kind,
+        count=count,
         exact=sum(text == one.text for text, one in zip(texts, chosen, strict=True)),
         edits=sum(made for _, made, _ in results),
         needed=sum(distance([*map(ord, one.draft)], [*map(ord, one.text)]) for one in chosen),
@@ -81,24 +96,24 @@ def mend(sampler: EditFlowSampler, chosen: Sequence[Exercise]) -> tuple[list[str
 
 def as_markdown(scores: Sequence[Score]) -> str:
     """The table of the README."""
-    lines = ["| planted errors | texts | mended exactly | edits made / needed |", "|---|---|---|---|"]
+    lines = ["| held-out texts | count | mended exactly | edits made / needed |", "|---|---|---|---|"]
     for one in scores:
         churn = f"{one.churn:.2f}" if one.needed else f"{one.edits} made, none needed"
-        lines.append(f"| {one.errors} | {one.count} | {one.exact / one.count:.1%} | {churn} |")
+        lines.append(f"| {one.kind} | {one.count} | {one.exact / one.count:.1%} | {churn} |")
     return "\n".join(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Score the checkpoint on texts with no error, and with 1 to `MOST_ERRORS`."""
+    """Score the checkpoint on every kind of text."""
     parser = argparse.ArgumentParser(prog="python -m dllm_editflow.tiny.evaluate", description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", nargs="?", default=CHECKPOINT)
-    parser.add_argument("--count", type=int, default=500, help="texts for each number of errors")
+    parser.add_argument("--count", type=int, default=500, help="texts of each kind")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print one record a line")
     args = parser.parse_args(arguments)
     try:
         sampler = dllm.sampler("editflow/mend", dllm.load(args.checkpoint))
-        scores = [score(sampler, errors, args.count, args.seed) for errors in range(MOST_ERRORS + 1)]
+        scores = [score(sampler, kind, args.count, args.seed) for kind in KINDS]
     except DllmError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -7,16 +7,23 @@ from itertools import islice
 
 from dllm_llada.tiny.tokenizer import build_tokenizer
 
-from dllm_editflow.tiny.functions import MOST_PRACTISED, exercises
+from dllm_editflow.tiny.functions import CLEAN_SHARE, MOST_PRACTISED, exercises
 
 Example = dict[str, list[int]]
 GIVEN = -100  # label of a token that is never edited
 
 
-def examples(*, split: str, seed: int, count: int) -> Iterator[Example]:
-    """`count` texts behind a beginning of sequence, each with its draft in ``source_ids``."""
+def examples(
+    *, split: str, seed: int, count: int, most_functions: int = 1, clean_share: float = CLEAN_SHARE
+) -> Iterator[Example]:
+    """`count` texts behind a beginning of sequence, each with its draft in ``source_ids``.
+
+    Args:
+        most_functions, clean_share: as of `dllm_editflow.tiny.functions.exercises`.
+    """
     tokenizer = build_tokenizer()
-    for exercise in islice(exercises(split, seed, most_errors=MOST_PRACTISED), count):
+    options = {"most_errors": MOST_PRACTISED, "most_functions": most_functions, "clean_share": clean_share}
+    for exercise in islice(exercises(split, seed, **options), count):
         ids, draft = (
             tokenizer(each, add_special_tokens=False)["input_ids"] for each in (exercise.text, exercise.draft)
         )

@@ -82,15 +82,32 @@ def written(name: str, left: str, right: str) -> str:
 
 
 def exercises(
-    split: str, seed: int, *, clean_share: float = CLEAN_SHARE, most_errors: int = MOST_ERRORS
+    split: str,
+    seed: int,
+    *,
+    clean_share: float = CLEAN_SHARE,
+    most_errors: int = MOST_ERRORS,
+    most_functions: int = 1,
 ) -> Iterator[Exercise]:
-    """Without end: functions of ``train`` or ``held_out`` with errors, or without where a draw says so."""
+    """Without end: functions of ``train`` or ``held_out`` with errors, or without where a draw says so.
+
+    Args:
+        clean_share: of the functions.
+        most_errors: of a function.
+        most_functions: of a text; as many as a draw says, with an empty line between them.
+    """
     chance = random.Random(f"{seed} {split}")
     texts = [text for held_out, text in functions() if held_out == (split == "held_out")]
     while True:
-        text = chance.choice(texts)
-        errors = 0 if chance.random() < clean_share else chance.randint(1, most_errors)
-        yield Exercise(with_errors(text, errors, chance), text, errors)
+        count = 1 if most_functions == 1 else chance.randint(1, most_functions)
+        parts = [_exercise(chance.choice(texts), clean_share, most_errors, chance) for _ in range(count)]
+        drafts, right, errors = zip(*parts, strict=True)
+        yield Exercise("\n".join(drafts), "\n".join(right), sum(errors))
+
+
+def _exercise(text: str, clean_share: float, most_errors: int, chance: random.Random) -> Exercise:
+    errors = 0 if chance.random() < clean_share else chance.randint(1, most_errors)
+    return Exercise(with_errors(text, errors, chance), text, errors)
 
 
 def with_errors(text: str, errors: int, chance: random.Random) -> str:
