@@ -21,7 +21,7 @@ from dllm_editflow.apply import KEPT
 from dllm_editflow.kinds import DELETE, INSERT, SUBSTITUTE
 
 # What a draw is for; 0 to 15 are the core's.
-CHANGE, WHICH_CHANGE, INSERTION, SUBSTITUTE_TOKEN, INSERT_TOKEN, WAIT, WHICH, BACK = range(16, 24)
+CHANGE, WHICH_CHANGE, INSERTION, SUBSTITUTE_TOKEN, INSERT_TOKEN, WAIT, WHICH, BACK, PART = range(16, 25)
 DRAWS_AT_ONCE = 2**21
 
 
@@ -39,6 +39,19 @@ class Moment(NamedTuple):
     clock: Tensor
 
 
+class Part(NamedTuple):
+    """Where the rows are in a step that may be divided.
+
+    Args:
+        left: (R,) float64, of the columns that had not turned when a row's step began, the share that has not yet; 1
+            where a step is not divided.
+        divisible: (R,) bool, rows whose step may be divided now.
+    """
+
+    left: Tensor
+    divisible: Tensor
+
+
 class Chosen(NamedTuple):
     """What fires.
 
@@ -48,6 +61,7 @@ class Chosen(NamedTuple):
         at: (R,) int64, the step in which it does.
         clock: (R,) float64, when.
         ended: (R,) bool, rows in which nothing will fire any more.
+        left: (R,) float64, as of `Part`: above 0 where a row goes on with this step; None: with the next, all of them.
     """
 
     change: Tensor
@@ -55,58 +69,88 @@ class Chosen(NamedTuple):
     at: Tensor
     clock: Tensor
     ended: Tensor
+    left: Tensor | None = None
 
 
-def tau_leap(rates: Tensor, moment: Moment, factors: Tensor, horizon: int) -> Chosen:
+def tau_leap(rates: Tensor, moment: Moment, factors: Tensor, horizon: int, part: Part | None = None) -> Chosen:
     """Every edit with its probability in the step, all at once.
+
+    Behind one token many may be missing, of which a step inserts one. Where its factor would make an insertion more
+    than certain, a divisible row goes only as far as makes it certain, and is asked again.
 
     Args:
         rates: (R, L, 3) float64.
         factors: (K,) float64, of the grid's steps.
         horizon: how many steps the rates hold for: 1, or all that are left where the model knows no time. Then each row
             goes on to its next step in which anything fires, which is where it would have come to step by step.
+        part: None: no step is divided, and probabilities above 1 are 1.
     """
     steps = len(factors)
-    factors = torch.nn.functional.pad(factors, (0, 1))  # nothing fires behind the end
     change_rate = rates[..., SUBSTITUTE] + rates[..., DELETE]  # (R, L)
-    at, change, insert = _first_firing(change_rate, rates[..., INSERT], moment, factors, horizon)
+    at, change, insert, left = _first_firing(change_rate, rates[..., INSERT], moment, factors, horizon, part)
     positions = torch.arange(rates.shape[1], device=rates.device)
     draws = uniform(moment.keys[:, None], WHICH_CHANGE, 0, at[:, None], positions)  # (R, L)
     delete = draws * change_rate < rates[..., DELETE]
     kinds = torch.where(delete, DELETE, SUBSTITUTE).where(change, KEPT)
-    return Chosen(kinds, insert, at, moment.clock, at >= steps)
+    return Chosen(kinds, insert, at, moment.clock, at >= steps, left)
 
 
 def _first_firing(
-    change_rate: Tensor, insert_rate: Tensor, moment: Moment, factors: Tensor, horizon: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The first step of each row in which anything fires, and what does: (R,), (R, L) bool, (R, L) bool."""
-    last = len(factors) - 1
+    change_rate: Tensor, insert_rate: Tensor, moment: Moment, factors: Tensor, horizon: int, part: Part | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """The first step of each row in which anything fires or that is divided, what fires, and what is left of the step:
+    (R,), (R, L) bool, (R, L) bool, (R,)."""
+    last = len(factors)
+    factors = torch.nn.functional.pad(factors, (0, 1))  # nothing fires behind the end
     start = moment.at.clamp(max=last)
-    positions = torch.arange(change_rate.shape[1], device=start.device)
     together = max(1, min(horizon, DRAWS_AT_ONCE // change_rate.numel()))  # C
     at, open_ = torch.full_like(start, last), torch.ones_like(start, dtype=torch.bool)
+    left = None if part is None else torch.zeros_like(part.left)
     change = insert = torch.zeros_like(change_rate, dtype=torch.bool)
     for offset in range(0, horizon, together):
         ahead = torch.arange(offset, offset + together, device=start.device)
         steps = (start[:, None] + ahead).clamp(max=last)  # (R, C)
-        keys, factor = moment.keys[:, None, None], factors[steps][..., None]
+        factor, rest = _divided(factors[steps], steps == start[:, None], insert_rate, part)  # (R, C), (R, C)
         fired = [
-            uniform(keys, purpose, 0, steps[..., None], positions) < factor * rate[:, None]  # (R, C, L)
+            _fired(purpose, rate, factor, steps, moment.keys)  # (R, C, L)
             for purpose, rate in ((CHANGE, change_rate), (INSERTION, insert_rate))
         ]
         if horizon == 1:  # the row takes this step, whether anything fires or not
-            return start, fired[0][:, 0], fired[1][:, 0]
-        any_fired = (fired[0] | fired[1]).any(-1)  # (R, C)
-        first = any_fired.long().argmax(1)[:, None]  # (R, 1)
-        found = open_ & any_fired.any(1)
+            return start, fired[0][:, 0], fired[1][:, 0], None if rest is None else rest[:, 0]
+        stops = (fired[0] | fired[1]).any(-1)  # (R, C)
+        stops = stops if rest is None else stops | (rest > 0)
+        first = stops.long().argmax(1)[:, None]  # (R, 1)
+        found = open_ & stops.any(1)
         at = steps.gather(1, first)[:, 0].where(found, at)
+        left = left if rest is None else rest.gather(1, first)[:, 0].where(found, left)
         now = (each.take_along_dim(first[..., None], 1)[:, 0] for each in fired)  # (R, L)
         change, insert = (new.where(found[:, None], old) for new, old in zip(now, (change, insert), strict=True))
         open_ = open_ & ~found
         if not bool(open_.any()):
             break
-    return at, change, insert
+    return at, change, insert, left
+
+
+def _fired(purpose: int, rate: Tensor, factor: Tensor, steps: Tensor, keys: Tensor) -> Tensor:
+    """Which edits of one kind (R, L) fire in each of the steps (R, C); (R, C, L) bool."""
+    positions = torch.arange(rate.shape[1], device=rate.device)
+    return uniform(keys[:, None, None], purpose, 0, steps[..., None], positions) < factor[..., None] * rate[:, None]
+
+
+def _divided(whole: Tensor, is_own: Tensor, insert_rate: Tensor, part: Part | None) -> tuple[Tensor, Tensor | None]:
+    """The factors of steps (R, C) as rows take them, and what is then left of each step, 0 where all of it is done.
+
+    Args:
+        is_own: (R, C) bool, the row's own next step, which may have begun.
+    """
+    if part is None:
+        return whole, None
+    left = part.left[:, None].where(is_own, 1.0)  # (R, C)
+    factor = 1 - (1 - whole) / left
+    certain = 1 / insert_rate.amax(1, keepdim=True)  # (R, 1), infinite where nothing is inserted
+    cut = part.divisible[:, None] & (certain < factor)
+    factor = torch.where(cut, certain, factor)
+    return factor, (left * (1 - factor)).where(cut, 0.0)
 
 
 def next_event(rates: Tensor, moment: Moment, end: float) -> Chosen:

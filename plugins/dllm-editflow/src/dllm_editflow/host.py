@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -21,11 +20,11 @@ from dllm_editflow.state import EditState
 def take_in(state: EditState, decision: Decision, options: EditFlowOptions) -> list[bool]:
     """Note a step's edits, in one question to the device. Returns which of the active rows nothing will happen to."""
     chosen = decision.chosen
-    moments = torch.stack([chosen.at.double(), chosen.clock, chosen.ended.double()], 1)  # (R, 3)
+    left = torch.zeros_like(chosen.clock) if chosen.left is None else chosen.left
+    moments = torch.stack([chosen.at.double(), chosen.clock, chosen.ended.double(), left], 1)  # (R, 4)
     log, moments = _told(state, decision.log, moments)
-    for row, (at, clock, _) in zip(state.active, moments, strict=True):
-        state.at[row], state.clock[row] = int(at) + 1, clock
-    times = [_kappa(state, row, options) for row in state.active]
+    pairs = zip(state.active, moments, strict=True)
+    times = [_go_on(state, row, int(at), clock, left) for row, (at, clock, _, left) in pairs]
     for kind, number, position, source, old, new, probability in sorted(log, key=_in_order):
         row = state.active[int(number)]
         tokens = (None if token == NONE else int(token) for token in (old, new))
@@ -35,7 +34,7 @@ def take_in(state: EditState, decision: Decision, options: EditFlowOptions) -> l
         state.operations[row].append(operation)
         state.made[row] += 1
         state.widths[row] += (kind == INSERT) - (kind == DELETE)
-    return [bool(ended) for _, _, ended in moments]
+    return [bool(ended) for _, _, ended, _ in moments]
 
 
 def rows_left(state: EditState, options: EditFlowOptions, ended: Sequence[bool]) -> list[int]:
@@ -67,9 +66,9 @@ def texts(rows: Rows, widths: Sequence[int], state: EditState) -> list[list[int]
 
 def _told(state: EditState, log: Tensor, moments: Tensor) -> tuple[list[list[float]], list[list[float]]]:
     """Both on the host, with one question."""
-    moments = torch.nn.functional.pad(moments, (0, log.shape[1] - moments.shape[1]))
-    told = state.told(torch.cat([log, moments]))
-    return told[: len(log)], [row[:3] for row in told[len(log) :]]
+    width = moments.shape[1]
+    told = state.told(torch.cat([log, torch.nn.functional.pad(moments, (0, log.shape[1] - width))]))
+    return told[: len(log)], [row[:width] for row in told[len(log) :]]
 
 
 def _in_order(entry: Sequence[float]) -> tuple[float, ...]:
@@ -77,11 +76,17 @@ def _in_order(entry: Sequence[float]) -> tuple[float, ...]:
     return row, position, kind == INSERT
 
 
-def _kappa(state: EditState, row: int, options: EditFlowOptions) -> float:
-    """Where a row stood when its edits fired."""
-    if state.plan:
-        return state.plan[min(state.at[row], len(state.plan)) - 1].kappa
-    return 1 - math.exp(-state.clock[row])
+def _go_on(state: EditState, row: int, at: int, clock: float, left: float) -> float:
+    """Note where a row has come to. Returns kappa, where it stood when its edits fired."""
+    if at != state.at[row]:
+        state.left[row] = 1.0
+    state.at[row], state.clock[row] = min(at, len(state.plan) - 1) if state.plan else at, clock
+    kappa = state.kappa(row)
+    if left > 0:
+        state.left[row], state.parts[row] = left, state.parts[row] + 1
+    else:
+        state.left[row], state.at[row] = 1.0, at + 1
+    return kappa
 
 
 def _churns(state: EditState, numbers: Sequence[int]) -> list[float]:

@@ -32,7 +32,8 @@ class EditFlowOptions:
         max_length: the most tokens of prompt and completion, or of an edited text; with ``masks`` they begin as long.
             None: the model's context.
         steps: of the grid of ``tau``; None: 128, for edits 64.
-        max_passes: the other modes end a row after so many passes of the model, whatever is left to do.
+        max_passes: the other modes end a row after so many passes of the model, whatever is left to do. ``tau`` divides
+            a step where tokens are missing behind one another, so often at most: see `dllm_editflow.choosing.tau_leap`.
         grid: where the steps of ``tau`` stand. ``kappa``: evenly in kappa, so that they are the same whatever kappa the
             model was trained with. ``time``: evenly in time, each with the rates at its beginning, as published.
         kappa: the schedule that the model was trained with; it says at which time the model is asked.

@@ -22,6 +22,7 @@ from torch import Tensor
 from dllm_core.errors import OptionError, PromptError
 from dllm_core.models.denoiser import Denoiser
 from dllm_core.models.loading import denoiser_from
+from dllm_core.noise.counter import fold
 from dllm_core.samplers import parts
 from dllm_core.samplers.base import Sampler
 from dllm_core.samplers.canvas import Canvas, completion_canvas, infill_canvas, row_mask
@@ -31,7 +32,7 @@ from dllm_core.samplers.planning import row_keys
 from dllm_core.samplers.prompts import Prompts, check_lengths, encode, encode_canvases
 from dllm_editflow import choosing
 from dllm_editflow.apply import KEPT, Applied, Rows, apply_edits
-from dllm_editflow.choosing import Chosen, Moment
+from dllm_editflow.choosing import Chosen, Moment, Part
 from dllm_editflow.deciding import Decide, Decision, Limits, allowed_rates
 from dllm_editflow.grid import moves
 from dllm_editflow.host import hashes, rows_left, take_in, texts
@@ -192,6 +193,11 @@ class EditFlowSampler(Sampler):
     def _looks_ahead(self) -> bool:
         return not takes_time(self.denoiser) and not self.options.correction
 
+    @property
+    def _divides(self) -> bool:
+        """Not where corrections go forward and back with all rows alike, nor on the published grid."""
+        return self.options.grid == "kappa" and not self.options.correction
+
     def _drafts(
         self,
         rows: Sequence[Sequence[int]],
@@ -223,6 +229,8 @@ class EditFlowSampler(Sampler):
             keys=torch.tensor(row_keys(canvas.rows, options.seed), device=self.denoiser.device),
             plan=moves(options, options.planned_steps(generates=canvas.completes)) if options.mode == "tau" else (),
             at=[0] * count,
+            left=[1.0] * count,
+            parts=[0] * count,
             clock=[-math.log(options.strength)] * count,
             made=[0] * count,
             active=[] if options.max_edits == 0 else list(range(count)),
@@ -238,7 +246,7 @@ class EditFlowSampler(Sampler):
     def _decide(self, state: EditState, rows: Rows) -> Decision:
         device, active = rows.lengths.device, state.active
         moment = Moment(
-            keys=state.keys[torch.tensor(active, device=device)],
+            keys=self._keys(state, device),
             at=torch.tensor([state.at[row] for row in active], device=device),
             clock=torch.tensor([state.clock[row] for row in active], dtype=torch.float64, device=device),
         )
@@ -254,10 +262,37 @@ class EditFlowSampler(Sampler):
             mask_token_id=self.denoiser.mask_token_id,
             limits=self._limits(state, device),
         )
-        times = [state.plan[state.at[row]].time if state.plan else self._start_time for row in active]
+        times = [self._time(state, row) for row in active]
         decision = self._read(rows, [state.widths[row] for row in active], times, decide, state)
         state.stats.logit_rows += decision.logit_rows
         return decision
+
+    def _keys(self, state: EditState, device: torch.device) -> Tensor:
+        """Of the noise, another one in each part of a step; (R,) int64."""
+        keys = state.keys[torch.tensor(state.active, device=device)]
+        parts = [state.parts[row] for row in state.active]
+        if not any(parts):
+            return keys
+        number = torch.tensor(parts, device=device)
+        return fold(keys, choosing.PART, number).where(number > 0, keys)
+
+    def _part(self, state: EditState, device: torch.device) -> Part:
+        """Where the active rows are in their steps. A row that is full has no use for more insertions."""
+        most = self.options.max_passes
+        divisible = [
+            state.parts[row] < most and (state.most_tokens[row] is None or state.widths[row] < state.most_tokens[row])
+            for row in state.active
+        ]
+        left = torch.tensor([state.left[row] for row in state.active], dtype=torch.float64, device=device)
+        return Part(left, torch.tensor(divisible, device=device))
+
+    def _time(self, state: EditState, row: int) -> float:
+        """What the model is told of a row."""
+        if not state.plan:
+            return self._start_time
+        if state.left[row] == 1:
+            return state.plan[state.at[row]].time
+        return float(get_kappa(self.options.kappa).inverse(torch.tensor(state.kappa(row), dtype=torch.float64)))
 
     def _chooser(self, state: EditState, moment: Moment) -> Callable[[Tensor], Chosen]:
         """Which edits fire, by the mode."""
@@ -265,7 +300,8 @@ class EditFlowSampler(Sampler):
         if options.mode == "tau":
             factors = torch.tensor([move.factor for move in state.plan], dtype=torch.float64, device=moment.at.device)
             horizon = len(factors) - min(state.at[row] for row in state.active) if self._looks_ahead else 1
-            return functools.partial(choosing.tau_leap, moment=moment, factors=factors, horizon=horizon)
+            part = self._part(state, moment.at.device) if self._divides else None
+            return functools.partial(choosing.tau_leap, moment=moment, factors=factors, horizon=horizon, part=part)
         if options.mode == "event":
             end = math.inf if options.until == 1 else -math.log(1 - options.until)
             return functools.partial(choosing.next_event, moment=moment, end=end)

@@ -5,6 +5,7 @@ Shapes: B rows, L tokens of the longest.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -36,6 +37,8 @@ class EditState:
         keys: (B,) int64, of the noise.
         plan: the steps of the grid; empty where the mode has none.
         at: of each row its next step.
+        left: of each row what is left of that step, see `dllm_editflow.choosing.Part`.
+        parts: of each row how many times a step was divided.
         clock: of each row -log(1 - kappa), for the mode ``event``.
         made: edits made in each row.
         active: the rows that are not finished.
@@ -53,6 +56,8 @@ class EditState:
     keys: Tensor
     plan: Sequence[Move]
     at: list[int]
+    left: list[float]
+    parts: list[int]
     clock: list[float]
     made: list[int]
     active: list[int]
@@ -98,6 +103,13 @@ class EditState:
     def source(self) -> Tensor:
         """(B, L) int64, where each token stood in the draft; -1 where an edit has put it there."""
         return self.rows.source
+
+    def kappa(self, row: int) -> float:
+        """Where a row stands."""
+        if not self.plan:
+            return 1 - math.exp(-self.clock[row])
+        move, left = self.plan[self.at[row]], self.left[row]
+        return move.kappa if left == 1 else 1 - (1 - move.kappa) * left
 
     def told(self, answer: Tensor) -> Any:
         """What the device has to say, as Python values; the host waits for it, which the counts of the run note."""
