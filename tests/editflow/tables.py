@@ -29,6 +29,8 @@ PAIRS = [  # source columns, target columns, probability
     ([1, 2, BLANK], [2, 2, 1], 0.2),
     ([2], [BLANK], 0.1),
 ]
+SAME = torch.nn.Linear(VOCAB, VOCAB, bias=False, dtype=torch.float64).requires_grad_(False)  # what goes in comes out
+SAME.weight.data = torch.eye(VOCAB, dtype=torch.float64)
 Text = tuple[int, ...]
 Edit = tuple[int, int, int]  # row, kind, token
 
@@ -156,7 +158,7 @@ class Table:
         where = code(ids, lengths)
         width = ids.shape[1]
         rates, shares = self.rates[where, :width], self.shares[where, :width]
-        return EditStates(rates, shares[:, :, 0], shares[:, :, 1], torch.nn.Identity(), torch.nn.Identity())
+        return EditStates(rates, shares[:, :, 0], shares[:, :, 1], SAME, SAME)
 
 
 def code(ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:

@@ -22,6 +22,7 @@ from dllm_core.conformance.counting import counted
 from dllm_core.conformance.toy import random_joint
 from dllm_core.errors import OptionError, PromptError
 from dllm_core.models.denoiser import Denoiser
+from dllm_core.models.head import PIECE_ELEMENTS
 
 VOCAB, MASK, PAD, BOS, END = 12, 11, 10, 9, 8
 CONTEXT = 24
@@ -232,6 +233,20 @@ def test_guidance_is_the_naive_rate_of_the_paper():
     bare = editor().model.rates[[BOS, MASK, MASK, 3, 4], [BOS, BOS, MASK, MASK, 3]].double()
     torch.testing.assert_close(guided, plain**2.5 * bare**-1.5, rtol=1e-4, atol=1e-7)
     assert not torch.equal(guided, plain)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.5])
+def test_no_more_rows_meet_the_vocabulary_at_once_than_fit_a_piece(monkeypatch, scale):
+    """Whatever fires; and the pieces choose as the whole does."""
+    options = {"temperature": 1.0, "steps": 4, "guidance_scale": scale}
+    whole, *_ = run(EditFlowSampler(editor(), **options), DRAFTS)
+    monkeypatch.setitem(PIECE_ELEMENTS, "cpu", 2 * VOCAB)
+    denoiser, seen = editor(), []
+    denoiser.model.head.register_forward_hook(lambda _, inputs, logits: seen.append(len(logits)))
+    pieces, *_ = run(EditFlowSampler(denoiser, **options), DRAFTS)
+    assert max(seen) == 2
+    assert sum(seen) == pieces.stats.logit_rows > 8
+    assert pieces.operations == whole.operations
 
 
 def test_suspicion_is_one_pass_over_what_may_change():

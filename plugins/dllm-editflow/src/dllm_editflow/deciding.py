@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dllm_core.models.head import rows_of_a_chunk
 from dllm_core.noise.counter import uniform
 from dllm_core.samplers.options import MaskedOptions
 from dllm_core.samplers.proposals import Draws, guided, propose
@@ -95,10 +96,19 @@ class Decide:
     def _tokens(
         self, head: nn.Module, hidden: Tensor, where: Tensor, chosen: Chosen, purpose: int
     ) -> tuple[Tensor, Tensor]:
-        """Tokens and their probabilities at the places ``where`` (N, 2), each (N,)."""
-        row, position = where.unbind(1)
+        """Tokens and their probabilities at the places ``where`` (N, 2), each (N,); a piece of the places at a time."""
         if not len(where):
-            return row, row.double()
+            return where[:, 0], where[:, 0].double()
+        pieces = where.split(rows_of_a_chunk(head, hidden.flatten(0, 1)))
+        found = [self._tokens_of_piece(head, hidden, piece, chosen, purpose) for piece in pieces]
+        tokens, shares = (torch.cat(each) for each in zip(*found, strict=True))
+        return tokens, shares
+
+    def _tokens_of_piece(
+        self, head: nn.Module, hidden: Tensor, where: Tensor, chosen: Chosen, purpose: int
+    ) -> tuple[Tensor, Tensor]:
+        """As of `_tokens`; logits of these places are whole."""
+        row, position = where.unbind(1)
         logits = head(hidden[row, position]).float()  # (N, V)
         if self.options.guidance_scale > 0:
             free = head(hidden[row + len(self.rows.lengths), position])
