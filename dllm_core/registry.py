@@ -107,8 +107,13 @@ def adapter_for_model_type(model_type: str) -> Component[ModelAdapterSpec] | Non
 
 
 def bundled_checkpoints() -> list[tuple[str, BundledCheckpoint]]:
-    """Pairs (plugin name, checkpoint) of every trained checkpoint that comes inside a plugin."""
-    return [(entry.plugin, entry.checkpoint) for entry in _checkpoints()]
+    """Pairs (plugin name, checkpoint) of every trained checkpoint that comes inside a plugin.
+
+    Those with something to show (`BundledCheckpoint.demo_prompts`) come first: where no model is named, the first is
+    taken, and others may be made for other things than prompts.
+    """
+    found = [(entry.plugin, entry.checkpoint) for entry in _checkpoints()]
+    return sorted(found, key=lambda pair: not pair[1].demo_prompts)
 
 
 def find_bundled(name: str) -> Path | None:

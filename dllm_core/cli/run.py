@@ -252,9 +252,7 @@ def choose_model(model: str | None, plugin: str | None = None) -> str:
         return model
     # A plugin that brings only a sampler shows it on whatever checkpoint there is.
     any_owner = plugin is None or _brings_sampler(plugin)
-    shipped = registry.bundled_checkpoints()
-    # One that has something to show comes before one that is made for other things than prompts.
-    for owner, checkpoint in sorted(shipped, key=lambda entry: (entry[0] != plugin, not entry[1].demo_prompts)):
+    for owner, checkpoint in sorted(registry.bundled_checkpoints(), key=lambda entry: entry[0] != plugin):
         if any_owner or owner == plugin:
             return f"{owner}/{checkpoint.name}" if _is_ambiguous(checkpoint) else checkpoint.name
     who = "no installed plugin ships" if plugin is None else f"plugin {plugin!r} does not ship"

@@ -24,7 +24,7 @@ SPECS = {
     "ObjectiveSpec": SPEC,
     "ModelAdapterSpec": (*SPEC, "model_types", "bundled", "converter", "converts"),
     "BundledCheckpoint": ("name", "summary", "resource", "demo_prompts", "max_new_tokens", "exercises"),
-    "SamplerSpec": (*SPEC, "defaults", "families"),
+    "SamplerSpec": (*SPEC, "defaults", "families", "edits"),
     "CommitRuleSpec": SPEC,
     "CachePolicySpec": SPEC,
     "EvalTaskSpec": SPEC,

@@ -137,9 +137,9 @@ def test_an_unknown_name_points_at_plugins_that_did_not_load(distributions) -> N
     entry_points = [distributions("dream", "import einops_of_tomorrow"), distributions("bold", BOLD)]
     host = load_plugins(entry_points=entry_points, only=["dream"])
     with use_plugin_host(host), pytest.raises(UnknownComponentError) as caught:
-        registry.find("eval task", "sums")
+        registry.find("eval preset", "sums")
     assert str(caught.value) == (
-        "unknown eval task 'sums'. Installed: none. Plugin 'dream' failed to load and may provide it "
+        "unknown eval preset 'sums'. Installed: none. Plugin 'dream' failed to load and may provide it "
         "('dllm plugins' says why). Plugin 'bold' is switched off by DLLM_PLUGINS."
     )
 

@@ -17,7 +17,7 @@ import dllm_core as dllm
 from dllm_core.conformance.toy import ExactModel, ToyAdapter, random_joint
 from dllm_core.models import head as head_module
 from dllm_core.noise.counter import key_from
-from dllm_core.samplers import base, planning, proposals
+from dllm_core.samplers import base, planning, proposals, weighing
 from dllm_core.samplers.canvas import Canvas
 from dllm_core.samplers.commit import Quota
 from dllm_core.samplers.planning import steps_per_block
@@ -371,7 +371,7 @@ MUTANTS = {
         (Run(((0,), (2, 1, 0), (1, 3, 1)), {"block_size": None, "schedule": "cosine", "temperature": 1.0}),),
     ),
     "filler counts as the surest": (
-        base,
+        weighing,
         "without_borrowed_lead",
         lambda f: lambda proposal, slots, masked: f(proposal, slots, torch.ones_like(masked)),
         ALONE,
