@@ -77,7 +77,7 @@ DLLM_DEBUG=1 shows tracebacks.
 Examples:
   dllm run                                         a bundled model at work
   dllm run "reverse planet" --steps 8
-  dllm plugins show core                           what the core provides, and its sources
+  dllm plugins show core                           what the core provides
 """
 
 root = LazyGroup(

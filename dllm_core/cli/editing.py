@@ -232,7 +232,7 @@ def figures(before: str, after: str, session: EditSession | None, edited: Edited
 
 def say_figures(facts: Mapping[str, Any], arguments: EditArguments) -> None:
     """A line beside the result, for people."""
-    console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    console = Console(stderr=True, highlight=False, markup=False)
     if not console.is_terminal:
         return
     if not facts["changed"]:

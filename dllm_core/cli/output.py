@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from dllm_core.cli.prompts import Request
     from dllm_core.samplers.output import SampleStats
 
+# No line is longer than a narrow terminal, 40 columns, so that a command stays whole.
 NEXT_STEPS = """\
-Try:  dllm run "your prompt"
-      dllm run --infill "a text with a blank: [MASK:3]"
-      dllm run --help"""
+Try:
+  dllm run "your prompt"
+  dllm run --infill "12+[MASK:2]=57"
+  dllm run --help"""
 
 
 @dataclass(frozen=True)

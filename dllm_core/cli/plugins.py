@@ -30,7 +30,7 @@ COLOURS = {"ok": "green", "disabled": "yellow"}  # every other state is red
 EPILOG = """\b
 Examples:
   dllm plugins
-  dllm plugins show core                           what the core provides, and its sources
+  dllm plugins show core                           what the core provides
   dllm plugins new acme --kind sampler             begin one
 """
 LIST_EPILOG = """\b

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Protocol
 from rich.live import Live
 from rich.text import Text
 
-from dllm_core.display.text import fold, glyphs_for, progress_text, shown_as
+from dllm_core.display.text import STYLES as LIVE
+from dllm_core.display.text import Age, fold, glyphs_for, progress_text, shown_as
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
 FRAMES_PER_SECOND = 20
-# By form as well as by colour: underlined came in, reversed was exchanged, struck out is going.
-STYLES = {"insert": "bold green underline", "substitute": "bold black on yellow", "delete": "red strike"}
+# Those of the live view, which differ by form as well as by colour.
+STYLES = {"insert": LIVE[Age.INSERTED], "substitute": LIVE[Age.REPLACED], "delete": LIVE[Age.DELETED]}
 HEAT = ((0.75, "bold white on red"), (0.5, "black on bright_red"), (0.25, "black on yellow"), (0.1, "underline"))
 
 
