@@ -5,11 +5,13 @@ rapidfuzz and built by cumulative sums, against a dynamic programme and loops ov
 the edits of both must lead to the same texts.
 
 `sampling` takes one step of tau-leaping from given rates and states: rows of all texts at once, against a loop over
-texts and tokens. Both project the rows that fire and no others, and must write the same texts.
+texts and tokens. Both project the rows that fire and no others, and must write the same texts. `running` takes the same
+step with the pass of a small model in front, as a user's run does: one for the batch, or one for each text.
 
 One process, one thread, alternating.
 
-usage: python benchmarks/editflow.py [targets] [sampling] [--repeats 3] [--output benchmarks/results/editflow-cpu.json]
+usage: python benchmarks/editflow.py [targets] [sampling] [running] [--repeats 3]
+           [--output benchmarks/results/editflow-cpu.json]
 """
 
 from __future__ import annotations
@@ -17,12 +19,13 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import os
 import platform
 import random
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -222,6 +225,52 @@ def sampling(repeats: int) -> list[Result]:
     return results
 
 
+PASSES = ((128, 8), (1024, 8))
+
+
+def small_model() -> torch.nn.Module:
+    """Two layers of a transformer: ids (B, L) to states (B, L, H)."""
+    torch.manual_seed(0)
+    layer = torch.nn.TransformerEncoderLayer(WIDTH, 4, 4 * WIDTH, dropout=0.0, batch_first=True)
+    layers = torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    return torch.nn.Sequential(torch.nn.Embedding(WORDS + 1, WIDTH), layers).eval()
+
+
+@torch.no_grad()
+def asked(model: torch.nn.Module, start: Given) -> Given:
+    """The start with the states that the model gives, in one pass over all of its texts."""
+    hidden = model(start.rows.input_ids)
+    return replace(start, states=replace(start.states, substitute_hidden=hidden, insert_hidden=hidden))
+
+
+def running(repeats: int) -> list[Result]:
+    """Steps of the sampler with the pass of a model, for the batch or text by text."""
+    model, results = small_model(), []
+    for tokens, batch in PASSES:
+        start = given(tokens, batch)
+        one = functools.partial(_texts_in_turn, model, start)
+        other = functools.partial(_texts_together, model, start)
+        seconds = alternate(one, other, repeats)
+        ratio = statistics.median(p / o for p, o in zip(*seconds, strict=True))
+        results.append(Result("running", "draft", tokens, batch, *seconds, ratio, one() == other()))
+    return results
+
+
+def _texts_together(model: torch.nn.Module, start: Given) -> list[list[int]]:
+    return batched_step(asked(model, start))
+
+
+@torch.no_grad()
+def _texts_in_turn(model: torch.nn.Module, start: Given) -> list[list[int]]:
+    return [_one_text(asked(model, _only(start, row)), 0) for row in range(len(start.rows.lengths))]
+
+
+def _only(start: Given, row: int) -> Given:
+    here = slice(row, row + 1)
+    rows, moment = (type(each)(*(part[here] for part in each)) for each in (start.rows, start.moment))
+    return Given(rows, replace(start.states, rates=start.states.rates[here]), moment)
+
+
 def alternate(
     first: Callable[[], object], second: Callable[[], object], repeats: int
 ) -> tuple[list[float], list[float]]:
@@ -246,10 +295,11 @@ def machine() -> dict[str, object]:
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "load": os.getloadavg()[0],  # at the end; above 1 others were at work
     }
 
 
-PARTS: dict[str, Callable[[int], list[Result]]] = {"targets": targets, "sampling": sampling}
+PARTS: dict[str, Callable[[int], list[Result]]] = {"targets": targets, "sampling": sampling, "running": running}
 
 
 def main() -> None:
