@@ -33,7 +33,7 @@ class Age(IntEnum):
 
 
 # No two of the new ones differ by colour alone, and the shades of confidence differ in lightness, so that they can be
-# told apart with any colour vision, and most of them with NO_COLOR as well.
+# told apart with any colour vision, and with NO_COLOR as well.
 STYLES: dict[int, str] = {
     Age.DELETED: "strike red",
     Age.LEAVING: "dim strike red",
@@ -41,9 +41,9 @@ STYLES: dict[int, str] = {
     Age.REPLACED: "bold underline black on bright_yellow",
     Age.REVOKED: "bold magenta",
     Age.UNSURE: "italic white on blue",
-    Age.LIKELY: "black on cyan",
+    Age.LIKELY: "bold italic black on cyan",
     Age.FRESH: "bold black on bright_cyan",
-    Age.RECENT: "bold cyan",
+    Age.RECENT: "cyan",
     Age.SETTLED: "",
     Age.GIVEN: "dim",
 }

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
+from rich.style import Style
 
 from dllm_core.display import live
 from dllm_core.display.live import LiveView, Row
@@ -306,6 +307,12 @@ def test_the_view_is_erased_at_the_end():
     assert "\x1b[2K" in last  # every line of the frame is cleared
     assert last.count("\x1b[1A") >= 3
     assert terminal.written.count("\x1b[?25h") == 1  # the cursor is back
+
+
+def test_without_colours_what_is_new_differs_in_form():
+    new = [STYLES[age] for age in Age if age <= Age.FRESH and age != Age.REVOKED]  # that one is seen by its mask
+    forms = [Style.parse(style).without_color for style in [*new, STYLES[Age.SETTLED]]]
+    assert len(set(forms)) == len(forms)
 
 
 def test_no_color_means_no_colour_codes():
