@@ -96,6 +96,8 @@ def _become(terminal: int, arguments: Sequence[str], environment: Mapping[str, s
     code = 99
     try:
         os.login_tty(terminal)
+        for name in ("COLUMNS", "LINES"):  # what parallel tests set would win over the size of the terminal
+            os.environ.pop(name, None)
         os.environ.update({"TERM": "xterm-256color"} | environment)
         sys.stdin, sys.stdout, sys.stderr = (open(n, mode, encoding="utf-8") for n, mode in enumerate("rww"))  # noqa: SIM115
         from dllm_core.cli import main
