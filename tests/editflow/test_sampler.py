@@ -115,11 +115,12 @@ def test_locked_tokens_are_the_same_in_every_frame(case, mode, seed):
                     assert sources.index(place + 1) == sources.index(place) + 1
             assert now[0] == row[0]
             assert sources[0] == 0
-    for row, log, now in zip(rows, state.operations, rows_of(state), strict=True):
+    own = zip(rows, state.operations, rows_of(state), state.source.tolist(), strict=True)
+    for row, log, now, sources in own:
         assert replay(log, row) == now
         assert undo(log, now) == row
         substituted = {operation.source for operation in log if operation.kind == "substitute"}
-        for source, token in zip(state.source[rows.index(row)].tolist(), now, strict=False):
+        for source, token in zip(sources, now, strict=False):
             assert source < 0 or source in substituted or token == row[source]
 
 

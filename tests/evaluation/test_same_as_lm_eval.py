@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -225,13 +227,22 @@ def stock_examples() -> Rows:
     return [{name: row[name] for name in row if name != "is_fewshot"} for row in rows]
 
 
+@contextmanager
+def forgotten_task_modules() -> Iterator[None]:
+    """lm-eval keeps the modules of its tasks, here with a scorer that other tests must not meet."""
+    yield
+    for name, module in list(sys.modules.items()):
+        if hasattr(module, "__mtime__"):  # lm-eval's mark
+            del sys.modules[name]
+
+
 def by_lm_eval(case: Case, data: Path, folder: Path, *, chat: bool) -> dict:
     """The results of lm-eval alone, on the files as it reads local files."""
     files = {split: str(data / case.folder / f"{split}.jsonl") for split in case.splits}
     config = folder / "local.yaml"
     lines = [f"include: {STOCK / case.config}", "task: local", "tag: null", "dataset_path: json", "dataset_name: null"]
     config.write_text("\n".join([*lines, f"dataset_kwargs: {json.dumps({'data_files': files})}"]), encoding="utf-8")
-    with mock.patch("evaluate.load", return_value=Scorer()):
+    with mock.patch("evaluate.load", return_value=Scorer()), forgotten_task_modules():
         return simple_evaluate(
             Plain(),
             tasks=["local"],
