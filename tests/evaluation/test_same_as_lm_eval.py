@@ -10,7 +10,6 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -227,22 +226,13 @@ def stock_examples() -> Rows:
     return [{name: row[name] for name in row if name != "is_fewshot"} for row in rows]
 
 
-@contextmanager
-def forgotten_task_modules() -> Iterator[None]:
-    """lm-eval keeps the modules of its tasks, here with a scorer that other tests must not meet."""
-    yield
-    for name, module in list(sys.modules.items()):
-        if hasattr(module, "__mtime__"):  # lm-eval's mark
-            del sys.modules[name]
-
-
 def by_lm_eval(case: Case, data: Path, folder: Path, *, chat: bool) -> dict:
     """The results of lm-eval alone, on the files as it reads local files."""
     files = {split: str(data / case.folder / f"{split}.jsonl") for split in case.splits}
     config = folder / "local.yaml"
     lines = [f"include: {STOCK / case.config}", "task: local", "tag: null", "dataset_path: json", "dataset_name: null"]
     config.write_text("\n".join([*lines, f"dataset_kwargs: {json.dumps({'data_files': files})}"]), encoding="utf-8")
-    with mock.patch("evaluate.load", return_value=Scorer()), forgotten_task_modules():
+    with mock.patch("evaluate.load", return_value=Scorer()):
         return simple_evaluate(
             Plain(),
             tasks=["local"],
@@ -309,6 +299,15 @@ def flat(answer: str) -> tuple[str, str]:
     while isinstance(found, list):
         (found,) = found
     return prompt, found
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forgotten_task_modules() -> Iterator[None]:
+    """lm-eval keeps the modules of its tasks, here with a scorer that other tests must not meet."""
+    yield
+    for name, module in list(sys.modules.items()):
+        if hasattr(module, "__mtime__") and str(module.__file__).startswith(str(STOCK)):
+            del sys.modules[name]
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.ours or case.name for case in CASES])
