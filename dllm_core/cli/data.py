@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 OPTIONS = (
     click.option("--tokenizer", metavar="NAME", help="Model whose tokenizer is used. Default: the first bundled one."),
-    click.option("--format", default="auto", show_default=True, help="chat, alpaca, prompt, text, tokens, or auto."),
+    click.option(
+        "--format", default="auto", show_default=True, help="chat, edits, alpaca, prompt, text, tokens, or auto."
+    ),
     click.option("--max-length", type=int, default=1024, show_default=True, help="Longest example, in tokens."),
     click.option("--truncation", default="right", show_default=True, help="right cuts longer ones, filter drops them."),
     click.option("--supervised", default="all", show_default=True, help="Which answers of a chat: all, or the last."),
@@ -183,6 +185,8 @@ def _show(example: Mapping[str, list[int]], tokenizer: PreTrainedTokenizerBase, 
             piece if is_coloured or not is_learned else f"{LEARNED[0]}{piece}{LEARNED[1]}",
             "green" if is_learned else "dim",
         )
+    if "source_ids" in example:
+        text.append("\nmade from: ", "bold").append(tokenizer.decode(example["source_ids"]), "dim")
     console.print(text, end="\n\n")
 
 

@@ -15,6 +15,7 @@ from rich.text import Text
 from dllm_core.cli.edit import EditArguments, relative_name
 from dllm_core.cli.output import whole_file, working
 from dllm_core.cli.run import SamplerChoice, load_model
+from dllm_core.data.formats import instruction_turns
 from dllm_core.display.edit_view import EditView, heat_text
 from dllm_core.display.text import glyphs_for
 from dllm_core.editing import Edited, EditSession, Layout, Span, lay_out, tokenized, unified_diff, write_log
@@ -165,8 +166,8 @@ def prefix_of(denoiser: Denoiser, text: str, instruction: str | None) -> list[in
         return [] if start is None else [start]
     if tokenizer.chat_template is None:
         raise PromptError("--instruction is a chat message, and this tokenizer has no chat template; leave it out")
-    messages = [{"role": "user", "content": f"{instruction}\n\n{text}"}]
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    turns = instruction_turns(instruction, text)
+    return tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
 
 
 def say_window(layout: Layout, text: str) -> None:

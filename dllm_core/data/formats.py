@@ -18,6 +18,11 @@ AUTO = "auto"
 COLUMNS: dict[str, dict[str, tuple[str, ...]]] = {
     "tokens": {"input_ids": ("input_ids",), "labels": ("labels",)},
     "chat": {"messages": ("messages", "conversations", "conversation")},
+    "edits": {
+        "before": ("before", "draft", "old_contents"),
+        "after": ("after", "new_contents"),
+        "instruction": ("instruction",),
+    },
     "alpaca": {"instruction": ("instruction",), "input": ("input",), "output": ("output",), "system": ("system",)},
     "prompt": {
         "prompt": ("prompt", "question", "query", "instruction"),
@@ -27,7 +32,12 @@ COLUMNS: dict[str, dict[str, tuple[str, ...]]] = {
     "text": {"text": ("text", "content", "Text")},
 }
 FORMATS = tuple(COLUMNS)
-OPTIONAL = {"labels", "input", "system"}  # fields that a data set may lack
+OPTIONAL = {  # format -> the fields that a data set may lack
+    "tokens": {"labels"},
+    "edits": {"instruction"},
+    "alpaca": {"input", "system"},
+    "prompt": {"system"},
+}
 ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant"}
 
 
@@ -80,14 +90,15 @@ def _columns(format: str, found: Sequence[str], mapping: Mapping[str, str]) -> d
         column = mapping.get(name) or next((alias for alias in aliases if alias in found), None)
         if column is not None:
             columns[name] = column
-        elif name not in OPTIONAL:
+        elif name not in OPTIONAL.get(format, ()):
             return None
     return columns
 
 
 def _wants(format: str) -> str:
     fields = COLUMNS[format].items()
-    return ", ".join("|".join(aliases) + (" (optional)" if name in OPTIONAL else "") for name, aliases in fields)
+    optional = OPTIONAL.get(format, ())
+    return ", ".join("|".join(aliases) + (" (optional)" if name in optional else "") for name, aliases in fields)
 
 
 def value_at(row: Mapping[str, object], column: str) -> object:
@@ -123,6 +134,11 @@ def turns_of(row: Mapping[str, object], layout: Layout) -> list[Turn] | None:
         question = f"{question}\n\n{values['input']}"
     first = [{"role": "system", "content": values["system"]}] if _is_filled(values.get("system")) else []
     return [*first, {"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def instruction_turns(instruction: str, text: str) -> list[Turn]:
+    """How a model is told what to do with a text; its answer is the text as it is to be."""
+    return [{"role": "user", "content": f"{instruction}\n\n{text}"}]
 
 
 def _is_filled(value: object) -> bool:

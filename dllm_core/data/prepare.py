@@ -33,7 +33,8 @@ class Prepared:
     """Examples, ready to train on.
 
     Args:
-        train: rows with ``input_ids``, ``labels``, ``prompt_length``; a `Stream` where streaming was asked for.
+        train: rows with ``input_ids``, ``labels``, ``prompt_length``, of edits ``source_ids`` too; a `Stream` where
+            streaming was asked for.
         eval: the same, never a stream; None: the spec has no rows for evaluation.
         report: what became of every row; of a stream only what has been read of it so far.
         options: that they were made with.
@@ -169,12 +170,13 @@ class Source:
 
     def _mapped(self, rows: Dataset) -> Dataset:
         """One example a row that makes one."""
+        render = Renderer(self.tokenizer, self.layout, self.options)
         made = rows.map(
-            partial(_render_batch, render=Renderer(self.tokenizer, self.layout, self.options)),
+            partial(_render_batch, render=render),
             batched=True,
             batch_size=200,
             remove_columns=rows.column_names,
-            features=_features(dropped="string", cut="bool", learned="int64"),
+            features=_features(edits=_is_edits(render), dropped="string", cut="bool", learned="int64"),
             num_proc=_processes(self.options.num_proc, rows),
             desc="preparing",
         )
@@ -235,15 +237,14 @@ class Stream:
 
 def _render_batch(batch: Mapping[str, list], *, render: Renderer) -> dict[str, list]:
     """Rows that make no example have no tokens, and say why."""
-    columns: dict[str, list] = {
-        name: [] for name in ("input_ids", "labels", "prompt_length", "dropped", "cut", "learned")
-    }
+    nothing = {"input_ids": [], "labels": [], "prompt_length": 0} | ({"source_ids": []} if _is_edits(render) else {})
+    columns: dict[str, list] = {name: [] for name in (*nothing, "dropped", "cut", "learned")}
     for values in zip(*batch.values(), strict=True):
         try:
             example, is_cut = render(dict(zip(batch, values, strict=True)))
             why = ""
         except Dropped as reason:
-            example, is_cut, why = {"input_ids": [], "labels": [], "prompt_length": 0}, False, str(reason)
+            example, is_cut, why = nothing, False, str(reason)
         learned = sum(label != IGNORED for label in example["labels"])
         for name, value in {**example, "dropped": why, "cut": is_cut, "learned": learned}.items():
             columns[name].append(value)
@@ -257,10 +258,14 @@ def _tokenize_batch(
     return {"ids": tokenize_texts([value_at(row, column) for row in rows], tokenizer, insert_eos=insert_eos)}
 
 
-def _features(**more: str) -> Features:
+def _is_edits(render: Renderer) -> bool:
+    return render.layout.format == "edits"
+
+
+def _features(*, edits: bool = False, **more: str) -> Features:
     datasets = import_datasets()
     ids = datasets.List(datasets.Value("int64"))
-    extra = {name: datasets.Value(kind) for name, kind in more.items()}
+    extra = {name: datasets.Value(kind) for name, kind in more.items()} | ({"source_ids": ids} if edits else {})
     return datasets.Features({"input_ids": ids, "labels": ids, "prompt_length": datasets.Value("int64"), **extra})
 
 

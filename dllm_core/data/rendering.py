@@ -1,7 +1,7 @@
 """From rows to examples: token ids, and labels that say which of them are learned.
 
 An example is a dict: ``input_ids``, ``labels`` (-100 = context) and ``prompt_length`` (tokens before the first that is
-learned).
+learned). Of format ``edits`` it has ``source_ids`` too: what the learned tokens are made from.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dllm_core.config import at_least, one_of
-from dllm_core.data.formats import AUTO, FORMATS, Layout, Turn, turns_of, value_at
+from dllm_core.data.formats import AUTO, FORMATS, Layout, Turn, instruction_turns, turns_of, value_at
 from dllm_core.errors import DataError
 
 if TYPE_CHECKING:
@@ -39,12 +39,14 @@ class DataOptions:
     """How rows become examples.
 
     Args:
-        format: ``chat``, ``alpaca``, ``prompt``, ``text``, ``tokens``, or ``auto``: what the columns say.
+        format: ``chat``, ``edits``, ``alpaca``, ``prompt``, ``text``, ``tokens``, or ``auto``: what the columns say.
         max_length: longest example, in tokens; the length of the pieces of plain text.
-        truncation: ``right`` keeps the first `max_length` tokens of a longer example, ``filter`` leaves it out.
+        truncation: ``right`` keeps the first `max_length` tokens of a longer example, ``filter`` leaves it out. Of
+            edits a longer one is always left out: two cut texts are no edit.
         mask_prompt_loss: learn what the assistant says only; otherwise the prompt too.
         supervised: the turns that are learned: ``all`` of the assistant's, or the ``last``.
-        use_chat_template: None: where the tokenizer has one. Without, a response simply follows its prompt.
+        use_chat_template: None: where the tokenizer has one. Without, a response simply follows its prompt, and edits
+            have no instruction.
         insert_eos: end a piece of plain text, and a response without template, with the end of sequence. None: yes, but
             not between the lines of text files.
         drop_tail: leave out what remains of plain text behind the last whole piece.
@@ -91,11 +93,20 @@ class Renderer:
             )
         if self.layout.format == "chat" and not self.uses_template:
             raise DataError("format chat needs a tokenizer with a chat template; give one of an instruct model")
+        if "instruction" in self.layout.columns and self.layout.format == "edits" and self.lacks_template:
+            raise DataError(
+                "the instructions of edits are chat messages, and the tokenizer has no chat template; give one of an "
+                "instruct model, or data without that column"
+            )
 
     @property
     def uses_template(self) -> bool:
         wanted = self.options.use_chat_template
         return bool(self.tokenizer.chat_template) if wanted is None else wanted
+
+    @property
+    def lacks_template(self) -> bool:
+        return self.options.use_chat_template is None and not self.tokenizer.chat_template
 
     def __call__(self, row: Mapping[str, object]) -> tuple[Example, bool]:
         """The example of a row, and whether it was cut to fit.
@@ -105,6 +116,8 @@ class Renderer:
         """
         if self.layout.format == "tokens":
             return self._fit(*self._given(row))
+        if self.layout.format == "edits":
+            return self._edited(row), False
         turns = turns_of(row, self.layout)
         if turns is None:
             raise Dropped(UNREADABLE)
@@ -126,6 +139,35 @@ class Renderer:
         if not isinstance(ids, Sequence) or not isinstance(labels, Sequence) or len(ids) != len(labels):
             raise Dropped(UNREADABLE)
         return list(ids), list(labels)
+
+    def _edited(self, row: Mapping[str, object]) -> Example:
+        """The edited text behind what stands in front of it, and the text that it is made from.
+
+        Raises:
+            Dropped: a text is missing, nothing is left of it, or one is too long.
+        """
+        values = {name: value_at(row, column) for name, column in self.layout.columns.items()}
+        before, after, told = (values.get(name) for name in ("before", "after", "instruction"))
+        if not isinstance(before, str) or not isinstance(after, str) or not isinstance(told, str | None):
+            raise Dropped(UNREADABLE)
+        front = self._in_front(before, told or "")
+        old, new = (
+            self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in (before, after)
+        )
+        if not new:
+            raise Dropped(EMPTY)
+        if len(front) + max(len(old), len(new)) > self.options.max_length:
+            raise Dropped(TOO_LONG)
+        labels = [IGNORED] * len(front) + new
+        return {"input_ids": front + new, "labels": labels, "prompt_length": len(front), "source_ids": old}
+
+    def _in_front(self, text: str, instruction: str) -> list[int]:
+        """What stands in front of a text that is edited: a chat whose answer it is, or the beginning of sequence."""
+        if instruction.strip() and self.uses_template:
+            return self._templated(instruction_turns(instruction.strip(), text), reply=True)
+        tokenizer = self.tokenizer
+        start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
+        return [] if start is None else [start]
 
     def _with_template(self, turns: list[Turn]) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids of the whole chat up to the last turn that is learned, and what of it is learned.

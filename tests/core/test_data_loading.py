@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -136,6 +137,44 @@ def test_formats_are_found_by_their_columns(tmp_path, tokenizer):
         made.append(load_dataset(f"{file}{options}", tokenizer=tokenizer).train[0])
     assert all(example == made[0] for example in made)
     assert learned(made[0], tokenizer) == "two<|eot_id|>"
+
+
+EDITS = [
+    {"before": "a tset\n", "after": "a test\n", "instruction": " Mend it. "},
+    {"before": "right\n", "after": "right\n", "instruction": ""},
+    {"before": "", "after": "new", "instruction": None},
+    {"before": "gone", "after": "", "instruction": None},
+    {"before": "long" * 40, "after": "long", "instruction": None},
+    {"before": None, "after": "x", "instruction": None},
+]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_pairs_become_texts_and_what_they_are_made_from(tmp_path, tokenizer, streaming):
+    """An instruction stands above the text before, as `dllm edit` has it; a row without begins with the start alone."""
+    file = write(tmp_path / "e.jsonl", EDITS)
+    made = load_dataset(str(file), tokenizer=tokenizer, streaming=streaming, max_length=100)
+    told, right, new = made.train
+    turns = [{"role": "user", "content": "Mend it.\n\na tset\n"}]
+    front = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+    assert told["input_ids"][: told["prompt_length"]] == front
+    for example, row in zip((told, right, new), EDITS, strict=False):
+        assert learned(example, tokenizer) == row["after"]
+        assert tokenizer.decode(example["source_ids"]) == row["before"]
+        assert len(example["input_ids"]) == len(example["labels"])
+    assert right["input_ids"][: right["prompt_length"]] == [tokenizer.bos_token_id]
+    assert made.report.counts[0].dropped == {"empty": 1, "too long": 1, "not of the format": 1}
+
+
+def test_instructions_of_edits_need_a_template(tmp_path, tokenizer):
+    file, bare = str(write(tmp_path / "e.jsonl", EDITS)), copy.deepcopy(tokenizer)
+    bare.chat_template = None
+    with pytest.raises(DataError, match="chat template"):
+        load_dataset(file, tokenizer=bare)
+    plain = [{name: row[name] for name in ("before", "after")} for row in EDITS[:2]]
+    without = load_dataset(str(write(tmp_path / "p.jsonl", plain)), tokenizer=bare)
+    assert [example["prompt_length"] for example in without.train] == [1, 1]
+    assert "source_ids" in without.train.features
 
 
 def test_a_template_that_rewrites_earlier_turns_is_noticed(tmp_path, tokenizer):
