@@ -1,15 +1,16 @@
-"""Fast decoding against the plain masked sampler: what a step costs at a size that matters, and what quality it keeps.
+"""Fast decoding against the plain masked sampler: what it costs at a size that matters, and what quality it keeps.
 
-Two parts, each in this process with the contenders in turn:
+Two parts, one after the other in this process, each with the contenders in turn:
 
-- a random model of a size that matters. A whole plain run would take many minutes, and all steps of a kind cost the
-  same (a block's first step; its others), so a few of each are timed, and a run is their sum over its exact number of
-  steps. A random model is sure of nothing, so how many tokens a step writes is planted: 1 and 3.
+- a random model of a size that matters. One prompt: whole runs, which take turns block by block. Eight prompts: the
+  first steps of the first block, and a run is their sum over its exact number of steps, as all steps of a kind cost the
+  same (a block's first step; its others). A random model is sure of nothing, so what a step writes is planted: the
+  plain sampler writes 1 token a step, the others 3.
 - the bundled checkpoint on its held-out exercises: whole runs, tokens/s, and how many answers are right.
 
 Times are processor seconds of this process, not wall time: they hold on a machine that others use too, with one thread.
 
-usage: python benchmarks/decoding.py [--threads 1] [--rounds 2] [--output benchmarks/results/decoding-cpu.json]
+usage: python benchmarks/decoding.py [--threads 1] [--output benchmarks/results/decoding-cpu.json]
        python benchmarks/decoding.py --gpu     8 billion random weights in bfloat16, block steps eager and graphed
 """
 
@@ -19,7 +20,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -39,7 +40,8 @@ from dllm_core.evaluation.grid import Cell, grid
 from dllm_core.samplers.state import SamplerState
 
 PRESETS = ("mdlm", "fastdllm/parallel", "fastdllm/prefix", "fastdllm/dual", "fastdllm/fast")
-PLANTED = (1, 3)  # tokens that a step writes
+PLAIN = PRESETS[0]
+PLANTED = {preset: 1 if preset == PLAIN else 3 for preset in PRESETS}  # tokens that a step writes
 BLOCK = 32
 H200_BYTES_PER_SECOND = 4.3e12
 
@@ -60,14 +62,15 @@ EIGHT_BILLION = Shape(4096, 32, 32, 12_288, 126_464)
 
 @dataclass
 class Timed:
-    """Processor seconds of a preset's steps: those that open a block, and the others."""
+    """Processor seconds of a preset's steps: those that open a block, and the others of each block."""
 
     preset: str
-    batch: int
     opening: list[float] = field(default_factory=list)
-    inner: list[float] = field(default_factory=list)
-    opening_positions: int = 0
-    inner_positions: int = 0
+    inner: list[list[float]] = field(default_factory=list)
+
+    @property
+    def usual_inner(self) -> float:
+        return statistics.median(chain.from_iterable(self.inner))
 
 
 def random_model(shape: Shape, device: str = "cpu", dtype: torch.dtype = torch.float32) -> dllm.Denoiser:
@@ -99,56 +102,79 @@ def random_prompts(shape: Shape, batch: int) -> list[list[int]]:
     return torch.randint(0, shape.vocabulary - 2, (batch, shape.prompt), generator=generator).tolist()
 
 
-def measure_steps(denoiser: dllm.Denoiser, shape: Shape, batch: int, rounds: int, inner: int) -> list[Timed]:
-    """A few steps of every preset's first block, the presets in turn at each step."""
-    prompts = random_prompts(shape, batch)
-    contenders = [Timed(preset, batch) for preset in PRESETS]
-    options = {"commit": "quota", "max_new_tokens": shape.new_tokens, "block_size": BLOCK}
-    options["suppress_tokens"] = [denoiser.eos_token_id]
-    for _ in range(rounds):
-        runs = []
-        for cell in (cell for preset in PRESETS for cell in grid([preset], options, {})):
-            sampler = registry.load("sampler", cell.sampler)(denoiser, **cell.options)
-            runs.append((sampler, sampler.start(prompts)))
-        for number in range(1 + inner):
-            for timed, (sampler, state) in zip(contenders, runs, strict=True):
-                seconds, positions = timed_step(sampler, state)
-                (timed.inner if number else timed.opening).append(seconds)
-                if number:
-                    timed.inner_positions = positions
-                else:
-                    timed.opening_positions = positions
-    return contenders
+def measure_runs(
+    denoiser: dllm.Denoiser, shape: Shape, batch: int, turns: int, most: int
+) -> Iterator[tuple[Timed, SamplerState]]:
+    """Runs of all presets, which take turns.
+
+    Args:
+        turns: how many blocks of each run.
+        most: how many steps of a block at most; all the others wait for the next turn of its run.
+    """
+    contenders = [(Timed(preset), *begun(denoiser, shape, batch, preset)) for preset in PRESETS]
+    for _ in range(turns):
+        for timed, sampler, state in contenders:
+            take_turn(timed, sampler, state, most)
+    for timed, _, state in contenders:
+        yield timed, state
 
 
-def timed_step(sampler: dllm.Sampler, state: SamplerState) -> tuple[float, int]:
-    """(processor seconds, positions that went through the model) of one step."""
-    before, began = state.stats.positions_processed, time.process_time()
-    sampler.step(state)
-    return time.process_time() - began, state.stats.positions_processed - before
+def begun(denoiser: dllm.Denoiser, shape: Shape, batch: int, preset: str) -> tuple[dllm.Sampler, SamplerState]:
+    """A run of that preset before its first step; it writes what is planted, whatever the model thinks of it."""
+    options = {"commit": "quota", "quota": "even", "steps_per_block": -(-BLOCK // PLANTED[preset])}
+    options |= {"max_new_tokens": shape.new_tokens, "block_size": BLOCK, "suppress_tokens": [denoiser.eos_token_id]}
+    (cell,) = grid([preset], options, {})
+    sampler = registry.load("sampler", cell.sampler)(denoiser, **cell.options)
+    return sampler, sampler.start(random_prompts(shape, batch))
+
+
+def take_turn(timed: Timed, sampler: dllm.Sampler, state: SamplerState, most: int) -> None:
+    """The next block of a run, or its first steps."""
+    timed.inner.append([])
+    number = state.block.number
+    for step in range(most):
+        if state.finished or state.block.number != number:
+            break
+        began = time.process_time()
+        sampler.step(state)
+        (timed.inner[-1] if step else timed.opening).append(time.process_time() - began)
 
 
 def run_seconds(timed: Timed, shape: Shape, planted: int) -> float:
-    """A whole run, from its steps; with ``prefix`` the first block's steps stand for all, which is the dearest."""
-    blocks = shape.new_tokens // BLOCK
-    steps = -(-BLOCK // planted)
-    return blocks * (statistics.median(timed.opening) + (steps - 1) * statistics.median(timed.inner))
+    """A whole run that writes so much a step, from the steps measured."""
+    blocks, steps = shape.new_tokens // BLOCK, -(-BLOCK // planted)
+    return blocks * (statistics.median(timed.opening) + (steps - 1) * timed.usual_inner)
 
 
-def size_that_matters(rounds: int) -> Iterator[dict[str, object]]:
+def size_that_matters(shape: Shape) -> Iterator[dict[str, object]]:
     """The first part, a record a preset and batch."""
-    shape = Shape()
     denoiser = random_model(shape)
-    for batch, inner in ((1, 4), (8, 2)):
-        timed = measure_steps(denoiser, shape, batch, rounds if batch == 1 else 1, inner)
-        plain = run_seconds(timed[0], shape, 1)
-        for each in timed:
-            runs = {f"planted_{n}": run_seconds(each, shape, n) for n in PLANTED}
-            yield asdict(each) | {
-                "forward_passes": {f"planted_{n}": shape.new_tokens // BLOCK * -(-BLOCK // n) for n in PLANTED},
-                "run_seconds_from_steps": runs,
-                "ratio_to_plain": {name: plain / seconds for name, seconds in runs.items()},
-            }
+    for batch, turns, most in ((1, shape.new_tokens // BLOCK, BLOCK), (8, 1, 11)):
+        plain: dict[str, float] = {}
+        for timed, state in measure_runs(denoiser, shape, batch, turns, most):
+            told = record_of_run(timed, state, shape)
+            plain = plain or told["run_seconds"]
+            ratios = {name: plain["planted_1"] / seconds for name, seconds in told["run_seconds"].items()}
+            yield {"preset": timed.preset, "batch": batch} | told | {"ratio_to_plain": ratios}
+
+
+def record_of_run(timed: Timed, state: SamplerState, shape: Shape) -> dict[str, object]:
+    """What is known of a run: its time, at the planted rate from its own blocks where it was run to its end."""
+    planted = PLANTED[timed.preset]
+    blocks = [first + sum(others) for first, others in zip(timed.opening, timed.inner, strict=True)]
+    seconds = {f"planted_{n}": run_seconds(timed, shape, n) for n in sorted({1, planted})}
+    if state.finished:
+        seconds[f"planted_{planted}"] = sum(blocks)
+    counts = ("forward_passes", "positions_processed", "logit_rows", "host_syncs", "cache_bytes")
+    return {
+        "planted": planted,
+        "is_whole_run": state.finished,
+        "opening_seconds": statistics.median(timed.opening),
+        "inner_seconds": timed.usual_inner,
+        "block_seconds": blocks,
+        "counts": {name: getattr(state.stats, name) for name in counts},
+        "run_seconds": seconds,
+    }
 
 
 def bundled_checkpoint(count: int, repeats: int) -> list[dict[str, object]]:
@@ -175,7 +201,6 @@ def record_of(each: Measurement, spent: dict[str, float], repeats: int) -> dict[
     return {name: value for name, value in each.as_dict().items() if name != "texts"} | {"processor_seconds": seconds}
 
 
-@torch.no_grad()
 def on_a_gpu(rounds: int) -> Iterator[dict[str, object]]:
     """Milliseconds of a refresh and of a block step, eager and as a CUDA graph, against reading the weights once."""
     shape = EIGHT_BILLION
@@ -185,13 +210,18 @@ def on_a_gpu(rounds: int) -> Iterator[dict[str, object]]:
     for prompt in (256, 1024):
         for batch in (1, 8):
             floor_ms = 1e3 * read / H200_BYTES_PER_SECOND
-            told = one_gpu_setting(denoiser, shape, prompt, batch, rounds)
+            told = eager_and_graphed(denoiser, replace(shape, prompt=prompt), batch, rounds)
             yield told | {"floor_ms": floor_ms, "graphed_to_floor": told["block_step_graphed_ms"] / floor_ms}
 
 
-def one_gpu_setting(denoiser: dllm.Denoiser, shape: Shape, prompt: int, batch: int, rounds: int) -> dict[str, object]:
-    """Steps of the fast sampler itself, by the loop and as CUDA graphs; what a step writes is planted."""
-    prompts = random_prompts(replace(shape, prompt=prompt), batch)
+MODES = {"eager": "off", "graphed": "cuda-graph"}  # values of compiled_step
+
+
+def eager_and_graphed(
+    denoiser: dllm.Denoiser, shape: Shape, batch: int, rounds: int, modes: Mapping[str, str] = MODES
+) -> dict[str, object]:
+    """Steps of the sampler itself, by the loop and as CUDA graphs; what a step writes is planted."""
+    prompts = random_prompts(shape, batch)
     options = {
         "commit": "quota",
         "quota": "even",
@@ -199,8 +229,8 @@ def one_gpu_setting(denoiser: dllm.Denoiser, shape: Shape, prompt: int, batch: i
         "max_new_tokens": shape.new_tokens,
     }
     options |= {"block_size": BLOCK, "suppress_tokens": [denoiser.eos_token_id], "stop_at_eos": False}
-    told: dict[str, object] = {"prompt": prompt, "batch": batch}
-    for mode, name in (("off", "eager"), ("cuda-graph", "graphed")):
+    told: dict[str, object] = {"prompt": shape.prompt, "batch": batch}
+    for name, mode in modes.items():
         sampler = dllm.sampler("fastdllm/dual", denoiser, compiled_step=mode, **options)
         sampler.sample(prompts)  # warms up and captures
         opening, inner = step_milliseconds(sampler, prompts, rounds)
@@ -213,14 +243,15 @@ def one_gpu_setting(denoiser: dllm.Denoiser, shape: Shape, prompt: int, batch: i
 def step_milliseconds(sampler: dllm.Sampler, prompts: list[list[int]], rounds: int) -> tuple[float, float]:
     """Medians of the steps that open a block and of the others, the device waited for."""
     opening, inner = [], []
+    wait = torch.cuda.synchronize if sampler.denoiser.device.type == "cuda" else lambda: None
     for _ in range(rounds):
         state = sampler.start(prompts)
         while not state.finished:
             times = inner if state.block.step else opening
-            torch.cuda.synchronize()
+            wait()
             began = time.perf_counter()
             sampler.step(state)
-            torch.cuda.synchronize()
+            wait()
             times.append(1e3 * (time.perf_counter() - began))
     return statistics.median(opening), statistics.median(inner)
 
@@ -228,18 +259,20 @@ def step_milliseconds(sampler: dllm.Sampler, prompts: list[list[int]], rounds: i
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--count", type=int, default=350, help="exercises of the bundled checkpoint")
+    parser.add_argument("--rounds", type=int, default=2, help="runs that the times on a GPU are medians over")
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
+    if args.gpu and not torch.cuda.is_available():
+        parser.error("--gpu needs a GPU, and torch finds none; leave it out to measure on the CPU")
     torch.set_num_threads(args.threads)
     report: dict[str, object] = {"machine": machine()}
     if args.gpu:
         report["gpu"] = list(on_a_gpu(args.rounds))
     else:
         report["shape"] = asdict(Shape())
-        report["size_that_matters"] = list(size_that_matters(args.rounds))
+        report["size_that_matters"] = list(size_that_matters(Shape()))
         report["bundled"] = bundled_checkpoint(args.count, 1)
         report["gpu"] = "not measured: no GPU was at hand; run with --gpu on a machine that has one"
     text = json.dumps(report, indent=2)
