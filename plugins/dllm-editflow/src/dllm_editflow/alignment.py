@@ -126,8 +126,10 @@ def _put(aligned: Alignment, left: list[int], right: list[int], places: Sequence
         side.extend(row)
 
 
-def _drawn_places(left: list[int], right: list[int], generator: torch.Generator | None) -> list[int]:
+def _drawn_places(left: list[int], right: list[int], generator: torch.Generator | None) -> Sequence[int]:
     longer, shorter = max(len(left), len(right)), min(len(left), len(right))
+    if shorter in (0, longer):  # nothing to draw, as in most runs of a draft
+        return range(shorter)
     return torch.randperm(longer, generator=generator)[:shorter].sort().values.tolist()
 
 

@@ -3,7 +3,7 @@
 A column belongs to the row of its own token, or, where it shows none, to that of the nearest token on its left: an
 insertion stands behind it. One running count gives both.
 
-Shapes: B batch, N columns, L tokens of the longest row, S substitutions, I insertions.
+Shapes: B batch, N columns, L tokens of the longest row, E edits, S substitutions, I insertions.
 """
 
 from __future__ import annotations
@@ -56,14 +56,13 @@ def show(columns: Tensor, filler: int) -> Shown:
         filler: the token to fill up with.
     """
     is_token = columns >= 0  # (B, N)
-    rows = is_token.long().cumsum(1) - 1  # (B, N)
+    rows = is_token.cumsum(1) - 1  # (B, N)
     lengths = rows[:, -1] + 1  # (B,)
     width = int(lengths.max())
     # What shows no token is written to a place behind the end, which is cut off.
     places = rows.where(is_token, width)
     ids = columns.new_full((len(columns), width + 1), filler).scatter_(1, places, columns)[:, :width]
-    real = torch.arange(width, device=columns.device) < lengths[:, None]
-    return Shown(ids.masked_fill(~real, filler), real, rows)
+    return Shown(ids.contiguous(), torch.arange(width, device=columns.device) < lengths[:, None], rows)
 
 
 def remaining(columns: Tensor, target: Tensor, shown: Shown, weights: Tensor | None = None) -> Remaining:
@@ -74,21 +73,23 @@ def remaining(columns: Tensor, target: Tensor, shown: Shown, weights: Tensor | N
         shown: of `columns`.
         weights: (B, N) float above 0, what each column counts; None: 1.
     """
-    weights = torch.ones(columns.shape, device=columns.device) if weights is None else weights
-    open_ = columns != target  # (B, N)
-    kind = torch.where(columns < 0, INSERT, torch.where(target < 0, DELETE, SUBSTITUTE))  # (B, N)
-    counts = torch.zeros(*shown.input_ids.shape, 3, device=columns.device, dtype=weights.dtype)  # (B, L, 3)
-    counts.flatten(1).scatter_add_(1, shown.rows.clamp(min=0) * 3 + kind, weights * open_)
-    insert, substitute = open_ & (kind == INSERT), open_ & (kind == SUBSTITUTE)
-    batch, column = insert.nonzero(as_tuple=True)  # (I,), (I,)
+    batch, length = shown.input_ids.shape
+    places = (columns != target).flatten().nonzero()[:, 0]  # (E,) all edits, in row-major order
+    now, then, row = (each.flatten()[places] for each in (columns, target, shown.rows))  # (E,)
+    weight = torch.ones(len(places), device=now.device) if weights is None else weights.flatten()[places]  # (E,)
+    kind = torch.where(now < 0, INSERT, torch.where(then < 0, DELETE, SUBSTITUTE))  # (E,)
+    text = places // columns.shape[1]  # (E,)
+    counts = weight.new_zeros(batch * length * 3).index_add_(0, (text * length + row) * 3 + kind, weight)
+    counts = counts.view(batch, length, 3)
+    substitute, insert = ((kind == each).nonzero()[:, 0] for each in (SUBSTITUTE, INSERT))  # (S,), (I,)
     return Remaining(
         counts=counts,
         substitutions=counts[..., SUBSTITUTE] > 0,
-        substitution_targets=target[substitute],
-        substitution_weights=weights[substitute],
-        insertions=torch.stack([batch, shown.rows[batch, column]], 1),
-        insertion_targets=target[insert],
-        insertion_weights=weights[insert],
+        substitution_targets=then[substitute],
+        substitution_weights=weight[substitute],
+        insertions=torch.stack([text[insert], row[insert]], 1),
+        insertion_targets=then[insert],
+        insertion_weights=weight[insert],
     )
 
 

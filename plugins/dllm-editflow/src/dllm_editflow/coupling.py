@@ -10,7 +10,7 @@ Shapes: B batch, L length, N columns.
 
 from __future__ import annotations
 
-from array import array
+import struct
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -60,19 +60,26 @@ def couple(rows: Sequence[Row], maker: Maker, tokens: Tokens, mode: str, generat
     columns = [_aligned(row, maker, tokens, mode, generator) for row in rows]
     width = max(len(source) for source, *_ in columns)
     return Coupling(
-        _stacked([source for source, *_ in columns], COLUMN_PADDING, width),
-        _stacked([target for _, target, _ in columns], COLUMN_PADDING, width),
-        _stacked([editable for *_, editable in columns], False, width).bool(),
+        _stacked([source for source, *_ in columns], width),
+        _stacked([target for _, target, _ in columns], width),
+        _flags([editable for *_, editable in columns], width),
     )
 
 
-def _stacked(rows: Sequence[Sequence[int]], filler: int, width: int) -> Tensor:
+def _stacked(rows: Sequence[list[int]], width: int) -> Tensor:
     """(B, N) int64. Through one buffer: a tensor made of nested lists takes ten times as long."""
-    flat = array("q")
+    flat: list[int] = []
     for row in rows:
-        flat.extend(row)
-        flat.extend([filler] * (width - len(row)))
-    return torch.frombuffer(flat, dtype=torch.int64).view(len(rows), width).clone()
+        flat += row
+        flat += [COLUMN_PADDING] * (width - len(row))
+    buffer = bytearray(struct.pack(f"{len(flat)}q", *flat))
+    return torch.frombuffer(buffer, dtype=torch.int64).view(len(rows), width)
+
+
+def _flags(rows: Sequence[bytes], width: int) -> Tensor:
+    """(B, N) bool, False behind the end."""
+    buffer = bytearray(b"".join(row.ljust(width, b"\0") for row in rows))
+    return torch.frombuffer(buffer, dtype=torch.bool).view(len(rows), width)
 
 
 def rows_of_batch(batch: Batch, bos_token_id: int | None) -> list[Row]:
@@ -101,17 +108,20 @@ def with_locked_start(row: Row, bos_token_id: int | None) -> Row:
 
 def _aligned(
     row: Row, maker: Maker, tokens: Tokens, mode: str, generator: torch.Generator
-) -> tuple[list[int], list[int], list[bool]]:
+) -> tuple[list[int], list[int], bytes]:
+    """Source and target of a text, and for each column whether it may change, one byte each."""
     spans = list(_spans(row))
     if row.draft is not None and sum(learned for learned, _ in spans) > 1:
         raise DataError("source_ids belongs to a text whose tokens to learn are one span; leave it out, or split it")
-    source, target, editable = [], [], []
+    source: list[int] = []
+    target: list[int] = []
+    editable = b""
     for learned, span in spans:
         # Not `align`, which looks at every token's type: these have been in a tensor.
         own = MODES[mode](maker(span, row.draft, tokens, generator), span, generator) if learned else (span, span)
         source += own[0]
         target += own[1]
-        editable += [learned] * len(own[0])
+        editable += bytes([learned]) * len(own[0])
     return source, target, editable
 
 
