@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from dllm_core.evaluation.bridge import DiffusionLM
     from dllm_core.evaluation.estimates import Estimate, LikelihoodOptions, estimate
-    from dllm_core.evaluation.likelihood import draw_noise, is_greedy, loglikelihood, masked_loglikelihood
+    from dllm_core.evaluation.likelihood import are_greedy, draw_noise, is_greedy, loglikelihood, masked_loglikelihood
 
 _HOMES = {
     "DiffusionLM": "bridge",
     "Estimate": "estimates",
     "LikelihoodOptions": "estimates",
+    "are_greedy": "likelihood",
     "draw_noise": "likelihood",
     "estimate": "estimates",
     "is_greedy": "likelihood",
@@ -24,6 +25,7 @@ __all__ = [
     "DiffusionLM",
     "Estimate",
     "LikelihoodOptions",
+    "are_greedy",
     "draw_noise",
     "estimate",
     "is_greedy",

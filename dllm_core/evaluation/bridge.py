@@ -6,6 +6,7 @@ answered. So an answer does not depend on how often a run was interrupted, nor o
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,9 +22,9 @@ from rich.progress import track
 from dllm_core import samplers
 from dllm_core.config import at_least, from_mapping, one_of
 from dllm_core.errors import OptionError, PromptError
-from dllm_core.evaluation.estimates import LikelihoodOptions, estimate
+from dllm_core.evaluation.estimates import LikelihoodOptions, estimate, number_of_copies, piece_lengths
 from dllm_core.evaluation.journal import Batch, Journal, fingerprint, request_key
-from dllm_core.evaluation.likelihood import is_greedy
+from dllm_core.evaluation.likelihood import are_greedy
 from dllm_core.evaluation.processes import gathered, own_share, rank_and_size
 from dllm_core.evaluation.settings import OF_LIKELIHOOD, Generation, generation_from
 from dllm_core.evaluation.texts import cut_at_stops, encode_pair, encode_prompt, fit_prefix
@@ -82,7 +83,7 @@ class DiffusionLM(LM):
         batch_size: prompts that are generated together.
         device, dtype: as of `dllm.load`; ignored with ``denoiser``.
         seed: of all noise.
-        mc_num, levels, mc_batch_size: of likelihoods, see `LikelihoodOptions`.
+        mc_num, levels, mc_batch_size, end_in_view: of likelihoods, see `LikelihoodOptions`.
         likelihood: ``masked``: one target under full attention; ``block``: the product over blocks of ``block_size``
             (32 where no option says it) under block-causal attention; None: what the sampler's attention is.
         add_bos: put the beginning-of-sequence token in front of prompts; None: what the tokenizer does.
@@ -108,6 +109,7 @@ class DiffusionLM(LM):
         mc_num: int = 128,
         levels: str = "stratified",
         mc_batch_size: int = 32,
+        end_in_view: bool = False,
         likelihood: str | None = None,
         add_bos: bool | None = None,
         journal: Journal | None = None,
@@ -127,7 +129,7 @@ class DiffusionLM(LM):
         self.journal = journal or Journal(process=rank_and_size()[0])
         self.asked: list[str] = []
         self._model = fingerprint(self.denoiser)
-        given = {"mc_num": mc_num, "levels": levels, "mc_batch_size": mc_batch_size}
+        given = dict(zip(OF_LIKELIHOOD, (mc_num, levels, mc_batch_size, end_in_view), strict=True))
         self.configure(sampler, {**given, **options}, likelihood=likelihood)
 
     def configure(self, sampler: str, options: Mapping[str, object], *, likelihood: str | None = None) -> None:
@@ -141,7 +143,7 @@ class DiffusionLM(LM):
         one_of("likelihood", likelihood, (None, "masked", "block"))
         made = samplers.sampler(sampler, self.denoiser, **self.options)
         by_block = made.attention == BLOCK_CAUSAL if likelihood is None else likelihood == "block"
-        own = {name: options[name] for name in ("mc_num", "levels") if name in options}
+        own = {name: options[name] for name in ("mc_num", "levels", "end_in_view") if name in options}
         rest = {
             "batch_size": options.get("mc_batch_size", 32),
             "guidance_scale": made.options.guidance_scale,
@@ -186,12 +188,13 @@ class DiffusionLM(LM):
             plain = self._key("generate", self.sampler, text, asdict(how))
             work.append(self._generation_request(plain, seen[plain], text, how))
             seen[plain] += 1
-        return [str(answer) for answer in self._answer(work, self.batch_size, self._generate, "Generating")]
+        return [str(answer) for answer in self._answer(work, self._generate, "Generating")]
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """(estimated log p(continuation | context), whether greedy decoding writes it), in nats."""
         pairs = [encode_pair(self.denoiser, *request.args, add_bos=self.add_bos) for request in requests]
-        answers = self._likelihoods([(fit_prefix(self.denoiser, p, len(t)), t) for p, t in pairs], "Scoring")
+        more = int(self.likelihood.end_in_view)
+        answers = self._likelihoods([(fit_prefix(self.denoiser, p, len(t) + more), t) for p, t in pairs], "Scoring")
         return [(value, bool(greedy)) for value, greedy, _ in answers]
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
@@ -232,8 +235,9 @@ class DiffusionLM(LM):
     def _windows(self, text: str) -> list[tuple[list[int], list[int]]]:
         tokens = encode_prompt(self.denoiser, text, add_bos=False)
         context = self.denoiser.context_length
+        room = context and context - 1 - self.likelihood.end_in_view
         prefix = encode_prompt(self.denoiser, "", add_bos=self.add_bos) or [None]
-        rolling = get_rolling_token_windows(tokens, prefix[0], context - 1 if context else max(1, len(tokens)), 1)
+        rolling = get_rolling_token_windows(tokens, prefix[0], room or max(1, len(tokens)), 1)
         # A model without a token for the beginning of a text starts from nothing.
         return [([t for t in p if t is not None], list(t)) for p, t in map(make_disjoint_window, rolling)]
 
@@ -244,8 +248,7 @@ class DiffusionLM(LM):
             Request(self._key("likelihood", p, t, asdict(self.likelihood)), tuple(p), tuple(t), self.seed)
             for p, t in pairs
         ]
-        together = max(1, self.likelihood.batch_size // self.likelihood.mc_num)
-        return self._answer(work, together, self._score, what)
+        return self._answer(work, self._score, what)
 
     def _key(self, *content: object) -> str:
         return request_key(self._model, self.add_bos, self.seed, *content)
@@ -262,12 +265,10 @@ class DiffusionLM(LM):
         room = how.options.get("max_new_tokens") or 1
         return Request(key, tuple(fit_prefix(self.denoiser, ids, room)), (), seed, how)
 
-    def _answer(
-        self, work: Sequence[Request], size: int, compute: Callable[[Sequence[Request]], Batch], what: str
-    ) -> list:
+    def _answer(self, work: Sequence[Request], compute: Callable[[Sequence[Request]], Batch], what: str) -> list:
         """The answer to each request, computed where the journal has none."""
         self.asked += [request.key for request in work]
-        layout = [[one for one in batch if one.key not in self.journal] for batch in self._batches(work, size)]
+        layout = [[one for one in batch if one.key not in self.journal] for batch in self._batches(work)]
         left = own_share([batch for batch in layout if batch])
         aside, made = Console(stderr=True), []
         for batch in track(left, description=what, console=aside, disable=not aside.is_terminal):
@@ -277,17 +278,34 @@ class DiffusionLM(LM):
             self.journal.learn(batch)
         return [self.journal.answer(request.key) for request in work]
 
-    def _batches(self, work: Sequence[Request], size: int) -> list[list[Request]]:
+    def _batches(self, work: Sequence[Request]) -> list[list[Request]]:
         """Different requests of one kind and like lengths together, the longest first: what does not fit shows soon."""
         kinds: dict[str, list[Request]] = {}
         for request in {one.key: one for one in work}.values():
             kind = request_key(request.generation and request.generation.options, self._has_masks(request))
             kinds.setdefault(kind, []).append(request)
-        return [
-            ordered[begin : begin + size]
-            for ordered in (sorted(kind, key=_length, reverse=True) for kind in kinds.values())
-            for begin in range(0, len(ordered), size)
+        batches = []
+        for kind in kinds.values():
+            ordered = sorted(kind, key=lambda one: (_length(one), one.prefix), reverse=True)
+            generates = ordered[0].generation is not None
+            size = self.batch_size if generates else self.likelihood.batch_size
+            batches += packed(ordered, [1 if generates else each for each in self._rows(ordered)], size)
+        return batches
+
+    def _rows(self, ordered: Sequence[Request]) -> list[int]:
+        """How many canvases each likelihood adds to those in front of it: choices of one token share theirs."""
+        shared = [
+            len(one.target) == len(before.target) == 1 and one.prefix == before.prefix
+            for before, one in itertools.pairwise(ordered)
         ]
+        how = self.likelihood
+        return [
+            0 if is_shared else sum(
+                number_of_copies(length, how.mc_num)
+                for length in piece_lengths(len(one.prefix), len(one.target), how.block_size)
+            )
+            for one, is_shared in zip(ordered, [False, *shared], strict=True)
+        ]  # fmt: skip
 
     def _has_masks(self, request: Request) -> bool:
         return self.denoiser.mask_token_id in request.prefix
@@ -305,22 +323,17 @@ class DiffusionLM(LM):
         started = time.perf_counter()
         with counted_calls(self.denoiser) as calls:
             estimates = estimate(self.denoiser, [(r.prefix, r.target) for r in batch], self.likelihood)
-            greedy = [self._is_greedy(request) for request in batch]
+            greedy = self._are_greedy(batch)
         answers = {
             request.key: [each.value, is_best, each.standard_error]
             for request, each, is_best in zip(batch, estimates, greedy, strict=True)
         }
         return Batch(answers, calls["forward"], 0, time.perf_counter() - started)
 
-    def _is_greedy(self, request: Request) -> bool:
+    def _are_greedy(self, batch: Sequence[Request]) -> list[bool]:
         how = self.likelihood
-        return is_greedy(
-            self.denoiser,
-            request.prefix,
-            request.target,
-            guidance_scale=how.guidance_scale,
-            block_size=how.block_size,
-        )
+        texts = [(request.prefix, request.target) for request in batch]
+        return are_greedy(self.denoiser, texts, guidance_scale=how.guidance_scale, block_size=how.block_size)
 
 
 @contextmanager
@@ -332,6 +345,19 @@ def counted_calls(denoiser: Denoiser) -> Iterator[Counter[str]]:
         yield calls
     finally:
         hook.remove()
+
+
+def packed(ordered: Sequence[Request], rows: Sequence[int], size: int) -> list[list[Request]]:
+    """Batches of requests in their order, none of more than `size` rows unless one request alone has more."""
+    batches: list[list[Request]] = []
+    room = -1
+    for request, need in zip(ordered, rows, strict=True):
+        if need > room:
+            batches.append([])
+            room = size
+        batches[-1].append(request)
+        room -= need
+    return batches
 
 
 def _length(request: Request) -> int:

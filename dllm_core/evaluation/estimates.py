@@ -24,10 +24,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dllm_core.config import at_least, one_of
+from dllm_core.errors import OptionError, PromptError
 from dllm_core.evaluation.likelihood import checked_text, masked_logits
 from dllm_core.models import Denoiser
 from dllm_core.models.attention import attention_from
@@ -65,6 +65,7 @@ class LikelihoodOptions:
             evenly over 1 ... T, as the official LLaDA code does; ``plain``: independently.
         guidance_scale: classifier-free guidance s, un + (s + 1)(cond - un), with the prompt masked in ``un``.
         block_size: of a block-diffusion model, blocks counted from position 0; None: one masked target, full attention.
+        end_in_view: the end of sequence stands behind the target and can be seen, as in the official Dream code.
         seed: the same seed, prompt and target give the same copies in any batch.
 
     Raises:
@@ -76,6 +77,7 @@ class LikelihoodOptions:
     levels: str = "stratified"
     guidance_scale: float = 0.0
     block_size: int | None = None
+    end_in_view: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -85,6 +87,8 @@ class LikelihoodOptions:
         one_of("levels", self.levels, LEVELS)
         if self.block_size is not None:
             at_least("block_size", self.block_size, 1)
+            if self.end_in_view:
+                raise OptionError("end_in_view: blocks do not look ahead, so nothing behind them is in view; drop it")
 
 
 @dataclass(frozen=True)
@@ -95,11 +99,29 @@ class Piece:
         prompt: tokens that guidance hides.
         before: tokens of the target in front of this piece.
         target: the tokens to score.
+        after: tokens behind it that can be seen.
     """
 
     prompt: tuple[int, ...]
     before: tuple[int, ...]
     target: tuple[int, ...]
+    after: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """What the model is shown of one copy. Copies of other targets may show the same, and are computed once.
+
+    Args:
+        prompt: tokens that guidance hides.
+        rest: the tokens behind it, None where one is masked.
+    """
+
+    prompt: tuple[int, ...]
+    rest: tuple[int | None, ...]
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.rest)
 
 
 @dataclass(frozen=True)
@@ -130,32 +152,44 @@ def estimate(
         OptionError: the family takes no block-causal attention, and ``block_size`` is given.
         PromptError: a target is empty, a text does not fit the context, or holds mask tokens or what is no id.
     """
-    pieces = [split(denoiser, *text, options.block_size) for text in texts]
+    pieces = [split(denoiser, *text, options) for text in texts]
     work = [(piece, draw_copies(piece, options)) for own in pieces for piece in own]
     scored = zip(_scores(denoiser, work, options), (copies for _, copies in work), strict=True)
     return [_total([_piece_estimate(*next(scored)) for _ in own]) for own in pieces]
 
 
-def split(denoiser: Denoiser, prefix: Sequence[int], target: Sequence[int], block_size: int | None) -> list[Piece]:
+def split(denoiser: Denoiser, prefix: Sequence[int], target: Sequence[int], options: LikelihoodOptions) -> list[Piece]:
     """The pieces of a target, blocks counted from the beginning of the prefix.
 
     Raises:
         PromptError: as `estimate`.
     """
-    prefix, target = (tuple(ids.tolist()) for ids in checked_text(denoiser, prefix, target))
+    after = _end(denoiser) if options.end_in_view else ()
+    checked = checked_text(denoiser, prefix, [*target, *after] if len(target) else target)
+    prefix, target = (tuple(ids.tolist()) for ids in checked)
+    target = target[: len(target) - len(after)]
+    cuts = [0, *itertools.accumulate(piece_lengths(len(prefix), len(target), options.block_size))]
+    return [Piece(prefix, target[:begin], target[begin:end], after) for begin, end in itertools.pairwise(cuts)]
+
+
+def piece_lengths(prefix: int, target: int, block_size: int | None) -> list[int]:
+    """How many tokens of a target of `target` tokens each piece has, behind `prefix` others."""
     if block_size is None:
-        return [Piece(prefix, (), target)]
-    start, stop = len(prefix), len(prefix) + len(target)
-    first = (start // block_size + 1) * block_size
-    ends = [*range(first, stop, block_size), stop]
-    cuts = [0, *(end - start for end in ends)]
-    return [Piece(prefix, target[:begin], target[begin:end]) for begin, end in itertools.pairwise(cuts)]
+        return [target]
+    stop = prefix + target
+    ends = [*range((prefix // block_size + 1) * block_size, stop, block_size), stop]
+    return [end - begin for begin, end in itertools.pairwise([prefix, *ends])]
+
+
+def number_of_copies(length: int, mc_num: int) -> int:
+    """How many copies a piece of `length` tokens has: all sets of positions where ``mc_num`` allows it."""
+    return mc_num if length > MAX_ENUMERATED else min(mc_num, 2**length - 1)
 
 
 def draw_copies(piece: Piece, options: LikelihoodOptions) -> Copies:
     """All sets of positions where ``mc_num`` allows it, otherwise ``mc_num`` random ones."""
     length = len(piece.target)
-    if length <= MAX_ENUMERATED and 2**length - 1 <= options.mc_num:
+    if number_of_copies(length, options.mc_num) == 2**length - 1:
         return enumerate_copies(length)
     generator = torch.Generator().manual_seed(_seed_of(piece, options.seed))
     masked = torch.cat(list(_draw_sets(length, options, generator)))[: options.mc_num]  # (C, T)
@@ -199,6 +233,12 @@ def _ranks(rows: int, length: int, generator: torch.Generator) -> Tensor:
     return torch.rand(rows, length, generator=generator).argsort(1).argsort(1)
 
 
+def _end(denoiser: Denoiser) -> tuple[int, ...]:
+    if denoiser.eos_token_id is None:
+        raise PromptError("end_in_view: the model has no end-of-sequence token; leave the option out")
+    return (denoiser.eos_token_id,)
+
+
 def _seed_of(piece: Piece, seed: int) -> int:
     """A seed of the piece's own, so that its copies do not depend on what else is estimated."""
     content = repr((seed, piece.prompt, piece.before, piece.target)).encode()
@@ -206,39 +246,68 @@ def _seed_of(piece: Piece, seed: int) -> int:
 
 
 def _scores(denoiser: Denoiser, work: Sequence[tuple[Piece, Copies]], options: LikelihoodOptions) -> Iterator[Tensor]:
-    """The log-probabilities (C,) of every piece's copies, computed in batches that cross pieces."""
-    rows = [(piece, masked) for piece, copies in work for masked in copies.masked]
-    done = [
-        _row_scores(denoiser, rows[begin : begin + options.batch_size], options)
-        for begin in range(0, len(rows), options.batch_size)
-    ]
-    yield from torch.cat(done).split([len(copies.masked) for _, copies in work])
+    """The log-probabilities (C,) of every piece's copies. A canvas goes through the model once, whoever shares it."""
+    asked: dict[Canvas, list[tuple[int, list[int]]]] = {}  # -> number of the copy, its masked tokens
+    numbers = itertools.count()
+    for piece, copies in work:
+        for masked in copies.masked.tolist():
+            shown = (None if hidden else token for token, hidden in zip(piece.target, masked, strict=True))
+            canvas = Canvas(piece.prompt, (*piece.before, *shown, *piece.after))
+            asked.setdefault(canvas, []).append((next(numbers), list(itertools.compress(piece.target, masked))))
+    scores = torch.empty(next(numbers), dtype=torch.float64)
+    canvases = list(asked)
+    for begin in range(0, len(canvases), options.batch_size):
+        batch = canvases[begin : begin + options.batch_size]
+        wanted = [[tokens for _, tokens in asked[canvas]] for canvas in batch]
+        scores[[number for canvas in batch for number, _ in asked[canvas]]] = _canvas_scores(
+            denoiser, batch, wanted, options
+        )
+    yield from scores.split([len(copies.masked) for _, copies in work])
 
 
-def _row_scores(denoiser: Denoiser, rows: Sequence[tuple[Piece, Tensor]], options: LikelihoodOptions) -> Tensor:
-    """The summed log-probability of each row's masked tokens. -> (B,) float64 on the CPU"""
-    device = denoiser.device
-    lengths = torch.tensor([len(p.prompt) + len(p.before) + len(p.target) for p, _ in rows], device=device)
-    places = torch.arange(int(lengths.max()), device=device).expand(len(rows), -1)  # (B, L)
+def _canvas_scores(
+    denoiser: Denoiser,
+    canvases: Sequence[Canvas],
+    wanted: Sequence[Sequence[Sequence[int]]],
+    options: LikelihoodOptions,
+) -> Tensor:
+    """The summed log-probability of tokens at the masks of canvases, in float64 on the CPU, one canvas after the other.
+
+    Args:
+        wanted: of each canvas the texts that may stand at its masks.
+    """
+    device, mask = denoiser.device, denoiser.mask_token_id
+    lengths = torch.tensor([len(canvas) for canvas in canvases], device=device)
+    places = torch.arange(int(lengths.max()), device=device).expand(len(canvases), -1)  # (B, L)
     real = places < lengths[:, None]
-    clean = torch.full(places.shape, denoiser.pad_token_id, dtype=torch.int64, device=device)
-    clean[real] = torch.tensor([token for p, _ in rows for token in (*p.prompt, *p.before, *p.target)], device=device)
-    masked = torch.zeros_like(real)
-    targets = torch.tensor([len(p.target) for p, _ in rows], device=device)
-    masked[real & (places >= (lengths - targets)[:, None])] = torch.cat([m for _, m in rows]).to(device)
-    prompts = torch.tensor([len(p.prompt) for p, _ in rows], device=device)
+    noisy = torch.full(places.shape, denoiser.pad_token_id, dtype=torch.int64, device=device)
+    tokens = [mask if token is None else token for canvas in canvases for token in (*canvas.prompt, *canvas.rest)]
+    noisy[real] = torch.tensor(tokens, device=device)
+    prompts = torch.tensor([len(canvas.prompt) for canvas in canvases], device=device)
     logits = masked_logits(
         denoiser,
-        clean.masked_fill(masked, denoiser.mask_token_id),
-        masked,
+        noisy,
+        (noisy == mask) & real,  # texts hold no mask token of their own
         places < prompts[:, None],
         options.guidance_scale,
         attention_mask=None if bool(real.all()) else real,
         attention=_attention(denoiser, real, options.block_size),
     )  # (N, V)
-    scores = -F.cross_entropy(logits, clean[masked], reduction="none").double()
-    totals = torch.zeros(len(rows), dtype=torch.float64, device=device)
-    return totals.index_add(0, masked.nonzero()[:, 0], scores).cpu()
+    return _picked(logits.log_softmax(-1), [canvas.rest.count(None) for canvas in canvases], wanted)
+
+
+def _picked(scores: Tensor, masks: Sequence[int], wanted: Sequence[Sequence[Sequence[int]]]) -> Tensor:
+    """Sums over the scores (N, V) of texts; row after row is a mask, `masks` of them each canvas."""
+    rows, tokens, texts, number, first = [], [], [], 0, 0
+    for count, own in zip(masks, wanted, strict=True):
+        for text in own:
+            rows += range(first, first + count)
+            tokens += text
+            texts += [number] * count
+            number += 1
+        first += count
+    picked = scores[rows, tokens].double().cpu()
+    return torch.zeros(number, dtype=torch.float64).index_add(0, torch.tensor(texts), picked)
 
 
 def _attention(denoiser: Denoiser, real: Tensor, block_size: int | None) -> Tensor | BlockMask | None:

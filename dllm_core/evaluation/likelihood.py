@@ -12,7 +12,7 @@ Shapes: B batch of masked copies, P prefix length, T target length, L = P + T, V
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,6 +27,8 @@ from dllm_core.samplers.proposals import guided
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
+
+    from dllm_core.samplers.base import Sampler
 
 Tokens = Sequence[int] | Tensor
 
@@ -130,25 +132,68 @@ def is_greedy(
 ) -> bool:
     """Whether greedy decoding, one token a step, writes exactly this target after this prefix.
 
-    Stops at the first token that differs.
-
     Args:
         block_size: of a block-diffusion model, whose block sampler writes then; None: the masked sampler.
 
     Raises:
         PromptError: as `loglikelihood`.
     """
-    prefix, target = checked_text(denoiser, prefix, target)
-    canvas = torch.cat([prefix, torch.full_like(target, denoiser.mask_token_id)])
-    want = torch.cat([prefix, target])
+    return are_greedy(denoiser, [(prefix, target)], guidance_scale=guidance_scale, block_size=block_size)[0]
+
+
+@torch.no_grad()
+def are_greedy(
+    denoiser: Denoiser,
+    texts: Sequence[tuple[Tokens, Tokens]],
+    *,
+    guidance_scale: float = 0.0,
+    block_size: int | None = None,
+) -> list[bool]:
+    """`is_greedy` of each pair (prefix, target), all in one batch.
+
+    Targets of one length behind one prefix share a canvas. Most fail at the first token, so the rest is filled alone.
+
+    Args:
+        texts: as many as one batch holds.
+        guidance_scale, block_size: as of `is_greedy`.
+
+    Raises:
+        PromptError: as `loglikelihood`.
+    """
+    wanted = {number: torch.cat(checked_text(denoiser, *text)).cpu() for number, text in enumerate(texts)}
+    begun: dict[tuple[int, ...], list[int]] = {}
+    for number, (prefix, target) in enumerate(texts):
+        given = wanted[number][: len(prefix)].tolist()
+        begun.setdefault((*given, *[denoiser.mask_token_id] * len(target)), []).append(number)
     sampler_class = MDLMSampler if block_size is None else BD3LMSampler
     sampler = sampler_class(denoiser, block_size=block_size, guidance_scale=guidance_scale)
-    state = sampler.start_infill(canvas)  # infilling, because a prefix may be empty and a prompt may not
-    while not state.finished:
+    left = _still_right(sampler, _still_right(sampler, begun, wanted, steps=1), wanted, steps=None)
+    right = {number for numbers in left.values() for number in numbers}
+    return [number in right for number in range(len(texts))]
+
+
+def _still_right(
+    sampler: Sampler, begun: Mapping[tuple[int, ...], Sequence[int]], wanted: Mapping[int, Tensor], steps: int | None
+) -> dict[tuple[int, ...], list[int]]:
+    """Fill canvases, and keep those with the numbers of the texts that agree with what was written.
+
+    Args:
+        begun: canvas -> numbers of the texts that it may become.
+        wanted: number -> text (L,).
+        steps: at most so many; None: until all are done or wrong.
+    """
+    if not begun:
+        return {}
+    left = [list(numbers) for numbers in begun.values()]
+    # Infilling, because a prefix may be empty and a prompt may not.
+    state = sampler.start_infill([list(canvas) for canvas in begun])
+    while not state.finished and any(left) and (steps is None or state.index < steps):
         step = sampler.step(state)
-        if bool((step.committed[0] & (step.input_ids[0] != want)).any()):
-            return False
-    return True
+        ids, committed = step.input_ids.cpu(), step.committed.cpu()  # (B, L)
+        for row, numbers in enumerate(left):
+            at = committed[row].nonzero()[:, 0]
+            left[row] = [number for number in numbers if torch.equal(ids[row, at], wanted[number][at])]
+    return {canvas: numbers for canvas, numbers in zip(begun, left, strict=True) if numbers}
 
 
 def masked_logits(

@@ -41,7 +41,7 @@ class TaskPlan:
         num_fewshot: None: what the task says.
         chat: prompt through the chat template; None: where the task's metadata say so.
         sampler: by name; None: the run's.
-        options: of the sampler and of likelihoods (``mc_num``, ``levels``, ``mc_batch_size``).
+        options: of the sampler and of likelihoods (``mc_num``, ``levels``, ``mc_batch_size``, ``end_in_view``).
         likelihood: ``masked``, ``block``, or None as of `DiffusionLM`.
         metric: what is compared with the published score, ``exact_match,flexible-extract``.
         published: scores in percent, by who published them.

@@ -12,7 +12,7 @@ from dllm_core.samplers import parts
 # What lm-eval's tasks say in generation_kwargs that is no option of a sampler.
 OF_TASKS = ("until", "max_gen_toks", "max_tokens", "max_length", "do_sample", "num_beams", "stop")
 # Options of likelihoods, beside those of the sampler.
-OF_LIKELIHOOD = ("mc_num", "levels", "mc_batch_size")
+OF_LIKELIHOOD = ("mc_num", "levels", "mc_batch_size", "end_in_view")
 # Options under the names of a task; what the run says itself counts for more.
 SOFT = ("temperature", "top_k", "top_p")
 

@@ -11,7 +11,7 @@ import torch
 
 from dllm_core.conformance.toy import random_joint, toy_denoiser
 from dllm_core.errors import OptionError, PromptError
-from dllm_core.evaluation import draw_noise, is_greedy, loglikelihood, masked_loglikelihood
+from dllm_core.evaluation import are_greedy, draw_noise, is_greedy, loglikelihood, masked_loglikelihood
 
 VOCAB, LENGTH = 3, 4
 MASK = VOCAB
@@ -133,6 +133,22 @@ def test_guidance_scores_the_guided_distribution():
     got = masked_loglikelihood(denoiser, prefix, target, noisy, torch.tensor([[0.5]]), scale).detach()
     assert float(got) == pytest.approx(float(want), rel=1e-6)
     assert loglikelihood(denoiser, prefix, target, guidance_scale=scale) != loglikelihood(denoiser, prefix, target)
+
+
+@pytest.mark.parametrize("block_size", [None, 1, 2])
+@pytest.mark.parametrize("guidance_scale", [0.0, 2.0])
+def test_texts_are_judged_together_as_alone(guidance_scale, block_size):
+    denoiser, calls = toy_denoiser(JOINT), []
+    how = {"guidance_scale": guidance_scale, "block_size": block_size}
+    texts = [
+        (list(all_[:n]), list(all_[n:])) for all_ in itertools.product(range(VOCAB), repeat=LENGTH) for n in (0, 2)
+    ]
+    texts += [([1, 0], [token]) for token in range(VOCAB)]
+    alone = [is_greedy(denoiser, *text, **how) for text in texts]
+    denoiser.model.register_forward_hook(lambda *_: calls.append(1))
+    assert are_greedy(denoiser, texts, **how) == alone
+    assert sum(alone) == 1 + VOCAB**2 + 1  # one completion of each different prefix
+    assert len(calls) <= 4 * (LENGTH + 1)  # steps, twice with guidance and once more for what a cache keeps
 
 
 @pytest.mark.parametrize("guidance_scale", [0.0, 2.0])

@@ -141,7 +141,17 @@ def test_choices_of_one_token_cost_one_copy(toy):
     shares = JOINT[0, 1].sum((-1, -2)) / JOINT[0, 1].sum()
     assert [math.exp(value) for value, _ in got] == pytest.approx(shares.tolist(), abs=1e-9)
     assert [greedy for _, greedy in got] == [bool(i == shares.argmax()) for i in range(3)]
-    assert calls["forward"] <= 6  # three estimates, three greedy checks
+    assert calls["forward"] == 2  # one canvas for all choices, once to score and once to see which is greedy
+
+
+def test_batches_of_likelihoods_are_full_of_canvases_not_of_requests(toy):
+    lm = DiffusionLM(denoiser=toy, mc_num=128, mc_batch_size=8)
+    pairs = [(f"w{a} w{b}", f" w{c}") for a in range(3) for b in range(3) for c in range(3)]
+    with counted_calls(toy) as calls:
+        answers = lm.loglikelihood(ask("loglikelihood", *pairs))
+    assert calls["forward"] == 2 * 2  # nine canvases
+    assert [sum(math.exp(value) for value, _ in answers[n : n + 3]) for n in range(0, 27, 3)] == pytest.approx([1] * 9)
+    assert sum(greedy for _, greedy in answers) == 9
 
 
 @pytest.mark.parametrize("settings", [{"likelihood": "block", "block_size": 2}, {"sampler": "bd3lm", "block_size": 2}])

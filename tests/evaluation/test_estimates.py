@@ -178,6 +178,51 @@ def test_guidance_is_that_of_the_single_estimate(inexact):
     assert got != pytest.approx(loglikelihood(inexact, (1, 1), (1,), mc_num=1), abs=1e-3)
 
 
+def rows_of(denoiser, work) -> list[int]:
+    """Rows of each call of the model while something works."""
+    rows: list[int] = []
+    hook = denoiser.model.register_forward_pre_hook(
+        lambda _, __, named: rows.append(len(named["input_ids"])), with_kwargs=True
+    )
+    work()
+    hook.remove()
+    return rows
+
+
+def test_choices_of_one_token_share_a_canvas(inexact):
+    texts = [((1, 0), (token,)) for token in range(VOCAB)]
+    together: list = []
+    assert rows_of(inexact, lambda: together.extend(estimate(inexact, texts, LikelihoodOptions()))) == [1]
+    scores = inexact.logits(torch.tensor([[1, 0, VOCAB]]))[0, 2].log_softmax(-1)
+    assert [each.value for each in together] == pytest.approx(scores[:VOCAB].tolist(), abs=1e-10)
+
+
+def test_a_set_that_is_drawn_twice_is_computed_once(inexact):
+    options = LikelihoodOptions(mc_num=40, batch_size=7, levels="plain")
+    masked = draw_copies(Piece(PREFIX, (), TARGET), options).masked
+    different = len(masked.unique(dim=0))
+    rows = rows_of(inexact, lambda: estimate(inexact, [(PREFIX, TARGET)], options))
+    assert (len(masked), sum(rows)) == (40, different)
+    assert max(rows) <= 7
+    assert different < 40
+
+
+def test_an_end_in_view_is_what_the_target_is_conditioned_on():
+    text, end = (1, 0, 1, 1, 0, 1), 0
+    denoiser = toy_denoiser(JOINT, eos=end)
+    got = estimate(denoiser, [(text[:2], text[2:])], LikelihoodOptions(mc_num=15, end_in_view=True))[0]
+    given = JOINT[text[:2]][..., end].sum()
+    assert got.value == pytest.approx(float((JOINT[(*text, end)] / given).log()), abs=1e-10)
+    without = estimate(denoiser, [(text[:2], text[2:])], LikelihoodOptions(mc_num=15))[0]
+    assert got.value != pytest.approx(without.value, abs=1e-3)
+    with pytest.raises(PromptError, match="8 tokens, the model's context is 7"):
+        estimate(denoiser, [(text[:2], (*text[2:], 1))], LikelihoodOptions(end_in_view=True))
+    with pytest.raises(PromptError, match="no end-of-sequence token"):
+        estimate(toy_denoiser(JOINT), [(text[:2], text[2:])], LikelihoodOptions(end_in_view=True))
+    with pytest.raises(OptionError, match="end_in_view"):
+        LikelihoodOptions(end_in_view=True, block_size=4)
+
+
 @pytest.mark.parametrize("length", [1, 4])
 def test_enumerated_sets_are_all_and_weigh_as_drawn(length):
     copies = enumerate_copies(length)
