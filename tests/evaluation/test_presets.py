@@ -39,10 +39,10 @@ def plan_of(preset: str, name: str) -> TaskPlan:
 
 def test_each_published_table_has_its_preset():
     assert {name.split("/")[1] for name in PRESETS} >= {
-        "llada-tiny", "llada-8b-base", "llada-8b-base-official", "llada-8b-instruct", "dream-7b-base",
-        "dream-7b-instruct", "a2d-qwen3-0.6b-mdlm", "a2d-qwen3-0.6b-bd3lm", "a2d-coder-0.5b-mdlm",
-        "a2d-coder-0.5b-bd3lm", "bert-chat-base", "bert-chat-large", "fast-dllm-llada-256", "fast-dllm-llada-512",
-        "fast-dllm-dream-256", "fast-dllm-dream-512",
+        "llada-tiny", "llada-8b-base", "llada-8b-base-official", "llada-8b-instruct", "llada-1.5", "dream-7b-base",
+        "dream-7b-base-official", "dream-7b-instruct", "a2d-qwen3-0.6b-mdlm", "a2d-qwen3-0.6b-bd3lm",
+        "a2d-coder-0.5b-mdlm", "a2d-coder-0.5b-bd3lm", "bert-chat-base", "bert-chat-large", "fast-dllm-llada-256",
+        "fast-dllm-llada-512", "fast-dllm-dream-256", "fast-dllm-dream-512",
     }  # fmt: skip
 
 
@@ -66,7 +66,7 @@ def test_settings_are_options_of_the_sampler(name, plan):
     given = {key: value for key, value in plan.options.items() if key not in OF_LIKELIHOOD}
     assert set(given) <= option_names(sampler.full_id, given)
     parts.build(registry.load("sampler", sampler.full_id).options_class, sampler.spec.defaults | given)
-    own = {key: value for key, value in plan.options.items() if key in ("mc_num", "levels")}
+    own = {key: value for key, value in plan.options.items() if key in OF_LIKELIHOOD and key != "mc_batch_size"}
     from_mapping(LikelihoodOptions, own | {"batch_size": plan.options.get("mc_batch_size", 32)}, what="likelihood")
 
 
@@ -86,7 +86,7 @@ def test_costs_are_counted_from_what_is_stated():
     writes = forecast.stated(plan_of("llada-8b-instruct", "gsm8k_cot"), **given)
     assert (writes.requests, writes.forward_passes) == (1319, 165 * 512)
     scores = forecast.stated(plan_of("llada-8b-base", "arc_challenge"), **given)
-    assert (scores.requests, scores.forward_passes) == (4687, 4687 * 128 // 32)
+    assert (scores.requests, scores.forward_passes) == (4687, 4687 * 32 // 32)
     few = forecast.stated(plan_of("llada-8b-instruct", "gsm8k_cot"), **{**given, "limit": 20})
     assert (few.requests, few.forward_passes) == (20, 3 * 512)
     unknown = forecast.stated(TaskPlan(task="acme"), **given)
@@ -97,9 +97,15 @@ def test_costs_are_counted_from_what_is_stated():
     ("preset", "task", "options", "shots", "published"),
     [
         ("dream-7b-instruct", "ifeval", {"max_new_tokens": 1280, "temperature": 0.1, "top_p": 0.9}, 0, (62.5, 59.7)),
-        ("dream-7b-base", "mmlu", {"mc_num": 16, "mc_batch_size": 16}, 5, (69.5, 70.0)),
+        ("dream-7b-base", "mmlu", {"mc_num": 16, "mc_batch_size": 16, "end_in_view": True}, 5, (69.5, 70.0)),
+        ("dream-7b-base-official", "gpqa_main_n_shot", {"mc_num": 128, "mc_batch_size": 32}, 5, (36.6,)),
+        ("llada-8b-base", "hellaswag", {"mc_num": 32, "mc_batch_size": 32}, 0, (70.5, 69.2)),
+        ("llada-8b-base-official", "hellaswag guided", {"mc_num": 128, "guidance_scale": 0.5}, 0, (72.5,)),
+        ("llada-8b-base-official", "bbh 256 tokens", {"max_new_tokens": 256, "block_size": 256}, 3, (45.0,)),
+        ("llada-8b-instruct", "gsm8k_cot blocks of 8", {"max_new_tokens": 256, "block_size": 8}, 5, (78.6,)),
+        ("llada-1.5", "minerva_math", {"max_new_tokens": 1024, "block_size": 128}, 0, (42.6, 42.3)),
         ("llada-8b-instruct", "dllm_hellaswag", {"max_new_tokens": 3, "block_size": 3}, 0, (74.6, 76.7)),
-        ("llada-8b-base-official", "mmlu", {"mc_num": 1}, 5, (65.9, 65.9)),
+        ("llada-8b-base-official", "mmlu", {"mc_num": 1}, 5, (65.9,)),
         ("a2d-qwen3-0.6b-mdlm", "gsm8k_cot", {"block_size": 256}, 5, (29.3,)),
         ("a2d-qwen3-0.6b-bd3lm", "gsm8k_cot", {"block_size": 32}, 0, (46.3,)),
         ("bert-chat-base", "cmmlu", {"mc_num": 32}, 5, (26.1,)),

@@ -62,3 +62,9 @@ def dllm_eval_tasks() -> Iterable[EvalPresetSpec]:
             source="Dream 7B, arXiv 2508.15487; ZHZisZZ/dllm, examples/dream/eval.sh",
             target=f"dllm_dream:presets/{name}.yaml",
         )
+    yield EvalPresetSpec(
+        name="dream-7b-base-official",
+        summary="Dream-v0-Base-7B as its authors evaluate it: 128 copies everywhere",
+        source="Dream 7B, arXiv 2508.15487; DreamLM/Dream, eval/eval_dream_gen.sh and eval_dream_mc.sh",
+        target="dllm_dream:presets/dream-7b-base-official.yaml",
+    )

@@ -111,7 +111,13 @@ def dllm_eval_tasks() -> Iterable[EvalTaskSpec | EvalPresetSpec]:
     )
     yield EvalPresetSpec(
         name="llada-8b-base-official",
-        summary="LLaDA-8B-Base as the official code evaluates it: 128 copies, long canvases",
-        source="LLaDA, arXiv 2502.09992, table 1; ML-GSAI/LLaDA, eval_llada.py",
+        summary="LLaDA-8B-Base as the official code evaluates it: 128 copies, with and without guidance",
+        source="LLaDA, arXiv 2502.09992, table 1; ML-GSAI/LLaDA, eval_llada_lm_eval.sh and EVAL.md",
         target="dllm_llada:presets/llada-8b-base-official.yaml",
+    )
+    yield EvalPresetSpec(
+        name="llada-1.5",
+        summary="LLaDA-1.5 as its authors evaluate it, in blocks",
+        source="LLaDA 1.5, arXiv 2505.19223; ML-GSAI/LLaDA, EVAL.md and opencompass/examples",
+        target="dllm_llada:presets/llada-1.5.yaml",
     )
