@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from dllm_core.cli.edit import EditArguments, relative_name
+from dllm_core.cli.errors import fitted
 from dllm_core.cli.output import whole_file, working
 from dllm_core.cli.run import SamplerChoice, load_model
 from dllm_core.data.formats import instruction_turns
@@ -177,9 +178,8 @@ def say_window(layout: Layout, text: str) -> None:
         return
     starts = line_starts(text)
     lines = f"{line_of(starts, seen.start)}:{line_of(starts, seen.stop - 1)}"
-    Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(
-        f"the file is longer than the model's context: it sees lines {lines} of {len(starts)}, and edits only there"
-    )
+    said = f"the file is longer than the model's context: it sees lines {lines} of {len(starts)}, and edits only there"
+    print(fitted(said, sys.stderr), file=sys.stderr)
 
 
 def report(
