@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from difflib import SequenceMatcher
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from dllm_core.display.trace import Change
 
 
-class Difference(NamedTuple):
-    """An edit, told from the canvases before and after a step; its fields are those of `samplers.output.Edit`."""
+class TracedEdit(NamedTuple):
+    """An edit of a trace; its fields are those of `samplers.output.Edit`."""
 
     kind: str
     position: int
@@ -42,7 +42,7 @@ class Shown(NamedTuple):
     input_ids: np.ndarray  # (1, L)
     committed: np.ndarray  # (1, L) bool
     confidence: np.ndarray  # (1, L) float32
-    edits: list[list[Difference]] | None = None
+    edits: list[list[TracedEdit]] | None = None
 
 
 SECONDS = 6.0  # that a replay takes
@@ -136,24 +136,25 @@ def replay(trace: Trace, number: int, seconds: float) -> None:
     row, console = trace.rows[number], Console(stderr=True)
     if console.is_terminal and not console.is_dumb_terminal:
         frames = list(trace.frames(number))
-        moves = any(change.length is not None for change, _ in frames)
-        with _view(trace, number, console) as view:
+        moves = any(frame.change.inserted or frame.change.deleted for frame in frames)
+        stop = len(row.ids) if moves else max([len(row.ids), *(len(frame.ids) for frame in frames)])
+        with _view(trace, number, console, stop) as view:
             before = row.ids
-            for change, ids in frames:
+            for change, ids, _ in frames:
                 view.show(_edit_step(change, before, ids) if moves else _step(change, ids, trace.mask_id))
                 before = ids
                 time.sleep(seconds / len(frames))
     print(row.text)
 
 
-def _view(trace: Trace, number: int, console: Console) -> LiveView:
+def _view(trace: Trace, number: int, console: Console, stop: int) -> LiveView:
     from dllm_core.display.live import LiveView, Row
     from dllm_core.display.text import TokenText
 
     row = trace.rows[number]
     return LiveView(
         console,
-        [Row(row.caption, row.start, len(row.ids))],
+        [Row(row.caption, row.start, stop)],
         np.array([row.ids]),
         TokenText(lambda ids: "".join(trace.vocabulary[token] for token in ids)),
         mask_id=trace.mask_id,
@@ -173,20 +174,22 @@ def _step(change: Change, ids: list[int], mask_id: int) -> Shown:
 def _edit_step(change: Change, before: list[int], ids: list[int]) -> Shown:
     """A step of a run that inserts and deletes."""
     nothing, unknown = np.zeros((1, len(ids)), dtype=bool), np.full((1, len(ids)), np.nan)
-    return Shown(change.step, change.block, np.array([ids]), nothing, unknown, [differences(before, ids)])
+    return Shown(change.step, change.block, np.array([ids]), nothing, unknown, [edits_of(change, before)])
 
 
-def differences(before: list[int], after: list[int]) -> list[Difference]:
-    """Few edits that lead from one canvas to the next, in order."""
-    found = []
-    for kind, start, stop, first, last in SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
-        shared = min(stop - start, last - first) if kind == "replace" else 0
-        pairs = zip(range(start, start + shared), after[first:last], strict=False)
-        found += [Difference("substitute", place, before[place], new) for place, new in pairs]
-        if kind != "equal":
-            found += [Difference("delete", place, before[place], None) for place in range(start + shared, stop)]
-            found += [Difference("insert", stop - 1, None, new) for new in after[first + shared : last]]
-    return found
+def edits_of(change: Change, before: list[int]) -> list[TracedEdit]:
+    """The edits of a change, in order.
+
+    Args:
+        before: the canvas that they were made in.
+    """
+    found = [
+        TracedEdit("substitute", place, before[place], new)
+        for place, new in zip(change.positions, change.tokens, strict=True)
+    ]
+    found += [TracedEdit("delete", place, before[place], None) for place in change.deleted]
+    found += [TracedEdit("insert", place, None, new) for place, new in change.inserted]
+    return sorted(found, key=attrgetter("position"))
 
 
 def as_data(trace: Trace) -> dict[str, object]:

@@ -6,7 +6,7 @@ Every picture is made of the same cells: one a token, in reading order, with the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rich.cells import cell_len
 
 from dllm_core.display.text import shown_as
-from dllm_core.display.trace import Trace
+from dllm_core.display.trace import Change, Frame, Trace
 from dllm_core.errors import DllmError
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ CIVIDIS = (
 PAPER, INK, MASKED = (255, 255, 255), (0, 0, 0), (225, 227, 231)
 COLUMNS, CELL_WIDTH, LINE_HEIGHT, MARGIN = 72, 10, 24, 16
 MOST_FRAMES = 120
+SCALE = 16  # cells
 MASK_MARK = "\N{LIGHT SHADE}"
 
 
@@ -67,30 +68,39 @@ def ink_on(colour: Sequence[int]) -> tuple[int, int, int]:
 
 def cells_after(trace: Trace, number: int, count: int | None = None) -> list[Cell]:
     """The cells of a row after its first ``count`` changes; None: of the result."""
-    row, writers = trace.rows[number], {}
-    frames = list(trace.frames(number))
-    for index, (change, _) in enumerate(frames):
-        writers |= dict.fromkeys(change.positions, index)
-    seen = frames[:count]
-    ids, result = (part[-1][1] if part else row.ids for part in (seen, frames))
+    frames = _frames(trace, number)
+    return _cells(trace, number, frames, len(frames) - 1 if count is None else count)
+
+
+def _frames(trace: Trace, number: int) -> list[Frame]:
+    """The canvases of a row, that before the first change included."""
+    ids = trace.rows[number].ids
+    return [Frame(Change(0, 0, [], [], []), ids, [None] * len(ids)), *trace.frames(number)]
+
+
+def _cells(trace: Trace, number: int, frames: Sequence[Frame], count: int) -> list[Cell]:
+    row, (_, ids, writers), (_, result, last_writers) = trace.rows[number], frames[count], frames[-1]
     texts = {start: text for start, _, text in row.pieces}
     within = {place for start, stop, _ in row.pieces for place in range(start, stop)}
+    # Where tokens move, a place says nothing of what will stand there at last.
+    moves = count < len(frames) - 1 and any(frame.change.inserted or frame.change.deleted for frame in frames)
 
     def text(place: int) -> str:
         if ids[place] == trace.mask_id:
             return MASK_MARK
-        if place not in within or ids[place] in trace.special_ids:
+        if ids[place] in trace.special_ids or not (moves or place in within):
             return ""
-        return texts.get(place, "") if ids[place] == result[place] else trace.vocabulary[ids[place]]
+        return trace.vocabulary[ids[place]] if moves or ids[place] != result[place] else texts.get(place, "")
 
     # The colours span what is shown: an end of sequence, often written first, would leave the text one colour.
-    shown = [writers[place] for place in within if place in writers] or [0]
+    shown = [last_writers[place] for place in within if last_writers[place] is not None] or [0]
     first, last = min(shown), max(shown)
 
     def share(place: int) -> float | None:
-        return (writers[place] - first) / max(last - first, 1) if place in writers else None
+        return None if writers[place] is None else (writers[place] - first) / max(last - first, 1)
 
-    places = range(row.start, min(max(within, default=row.start) + 1, len(ids), len(result)))
+    stop = len(ids) if moves else min(max(within, default=row.start) + 1, len(ids))
+    places = range(row.start, stop)
     return _laid_out([(text(place), share(place), ids[place] == trace.mask_id) for place in places])
 
 
@@ -98,21 +108,31 @@ def _laid_out(tokens: Sequence[tuple[str, float | None, bool]]) -> list[Cell]:
     """Tokens from left to right, broken at line breaks and at the edge."""
     cells, column, line = [], 0, 0
     for text, share, masked in tokens:
-        for number, part in enumerate(text.split("\n")):
+        for number, part in enumerate(shown_as(text, "utf-8").split("\n")):
             if number:
                 column, line = 0, line + 1
             width = cell_len(part)
             if column and column + width > COLUMNS:
                 column, line = 0, line + 1
-            if part:
-                cells.append(Cell(shown_as(part, "utf-8"), column, line, share, masked))
+            if width:
+                cells.append(Cell(part, column, line, share, masked))
+            elif part and cells:  # a mark that belongs on the character before it
+                cells[-1] = replace(cells[-1], text=cells[-1].text + part)
             column += width
     return cells
 
 
+def _with_scale(cells: Sequence[Cell]) -> list[Cell]:
+    """The cells, and below them what their colours mean."""
+    line = max((cell.line for cell in cells), default=0) + 2
+    steps = [Cell(" ", len("first ") + n, line, n / (SCALE - 1), False) for n in range(SCALE)]
+    ends = ((0, "first"), (len("first ") + SCALE + 1, "last"))
+    return [*cells, *steps, *(Cell(word, column, line, None, False) for column, word in ends)]
+
+
 def order_svg(trace: Trace, number: int = 0) -> str:
     """The result of a row as SVG, each token on the colour of the step that wrote it."""
-    cells = cells_after(trace, number)
+    cells = _with_scale(cells_after(trace, number))
     width, height = _size(cells)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">',
@@ -139,7 +159,7 @@ def order_png(trace: Trace, path: Path, number: int = 0) -> None:
         PicturesUnavailableError: Pillow is not installed.
     """
     _check_pillow()
-    cells = cells_after(trace, number)
+    cells = _with_scale(cells_after(trace, number))
     _painted(cells, _size(cells)).save(path, format="PNG")
 
 
@@ -150,9 +170,10 @@ def replay_gif(trace: Trace, path: Path, number: int = 0) -> None:
         PicturesUnavailableError: Pillow is not installed.
     """
     _check_pillow()
-    total = sum(1 for _ in trace.changes(number))
-    counts = sorted({round(n * total / min(total, MOST_FRAMES)) for n in range(min(total, MOST_FRAMES) + 1)})
-    drawn = [cells_after(trace, number, count) for count in counts]
+    canvases = _frames(trace, number)
+    total = len(canvases) - 1
+    counts = sorted({round(n * total / MOST_FRAMES) for n in range(MOST_FRAMES + 1)})
+    drawn = [_cells(trace, number, canvases, count) for count in counts]
     widths, heights = zip(*(_size(cells) for cells in drawn), strict=True)
     frames = [_painted(cells, (max(widths), max(heights))) for cells in drawn]
     frames[0].save(
@@ -184,7 +205,8 @@ def _colour(cell: Cell) -> tuple[int, int, int]:
 
 def _size(cells: Sequence[Cell]) -> tuple[int, int]:
     lines = max((cell.line for cell in cells), default=0) + 1
-    return 2 * MARGIN + COLUMNS * CELL_WIDTH, 2 * MARGIN + lines * LINE_HEIGHT
+    columns = max((cell.column + cell_len(cell.text) for cell in cells), default=1)
+    return 2 * MARGIN + columns * CELL_WIDTH, 2 * MARGIN + lines * LINE_HEIGHT
 
 
 def _check_pillow() -> Any:

@@ -45,4 +45,6 @@ def change_data(change: Change) -> dict[str, object]:
         "tokens": change.tokens,
         "confidence": [None if not math.isfinite(value) else round(value, 4) for value in change.confidence],
         "length": change.length,
+        "inserted": change.inserted,
+        "deleted": change.deleted,
     }

@@ -1,4 +1,4 @@
-"""Recording a trace: compare the canvas with the one before, step after step.
+"""Recording a trace: take the edits of each step, or compare the canvas with the one before where a step has none.
 
 Shapes: B rows, L canvas length, N changes.
 """
@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dllm_core.display.cells import growth
 from dllm_core.display.text import TokenText, runs
-from dllm_core.display.trace import COLUMNS, LENGTH, Trace, TraceRow
+from dllm_core.display.trace import COLUMNS, DELETED, INSERTED, LENGTH, WRITTEN, Trace, TraceRow
 
 if TYPE_CHECKING:
     from dllm_core.samplers.output import Edit, SampleOutput, Step
@@ -29,7 +28,8 @@ class _Batch:
     before: np.ndarray  # (B, L) int64, the canvas before the first step
     now: np.ndarray  # (B, L) int64
     completes: bool
-    lengths: list[int]
+    lengths: Sequence[int]  # of each row before the first step
+    edits: bool = False  # whether the steps insert and delete
     steps: int = 0
 
 
@@ -57,23 +57,18 @@ class TraceRecorder:
         """Take note of a run that was just started."""
         canvas = state.canvas.cut(state.input_ids, pad_id).cpu().numpy().copy()
         self._seen.update(np.unique(canvas).tolist())
-        lengths = list(state.canvas.shown)
-        self._batch = _Batch(len(self._rows), captions, canvas, canvas, state.canvas.completes, lengths)
+        canvases = canvas, canvas, state.canvas.completes, state.canvas.shown
+        self._batch = _Batch(len(self._rows), captions, *canvases)
 
     def show(self, step: Step) -> None:
         """Take note of a step."""
         batch = self._batch
         after = step.input_ids.cpu().numpy()
-        confidence = step.confidence.cpu().numpy()
         if step.edits is not None:
-            self._keep(step, *self._new_lengths(step.edits))
-            batch.now = _resized(batch.now, after.shape[1], self._mask_id)
-            after = np.where(np.arange(after.shape[1]) < np.array(batch.lengths)[:, None], after, self._mask_id)
-        elif after.shape != batch.now.shape:
-            self._keep(step, *self._new_length(after))
-            batch.now = _resized(batch.now, after.shape[1], self._mask_id)
-        rows, positions = np.nonzero(after != batch.now)
-        self._keep(step, rows, positions, after[rows, positions], confidence[rows, positions])
+            batch.edits = True
+            self._keep(step, **_columns(step.edits))
+        else:
+            self._compare(step, after)
         batch.now = after.copy()
         batch.steps += 1
 
@@ -85,7 +80,7 @@ class TraceRecorder:
         for number, (start, stop) in enumerate(spans):
             ids = batch.now[number, :stop].tolist()
             pieces = self._pieces(ids, start, batch.completes)
-            before = batch.before[number, :stop].tolist()
+            before = batch.before[number, : batch.lengths[number] if batch.edits else stop].tolist()
             self._rows.append(TraceRow(batch.captions[number], start, batch.steps, before, texts[number], pieces))
         self._batch = None
 
@@ -102,32 +97,43 @@ class TraceRecorder:
             columns={name: column[order] for name, column in joined.items()},
         )
 
-    def _new_length(self, after: np.ndarray) -> tuple[np.ndarray, ...]:
-        rows = np.arange(len(after))
-        return rows, np.full_like(rows, LENGTH), np.full_like(rows, after.shape[1]), np.full(len(rows), np.nan)
-
-    def _new_lengths(self, edits: Sequence[Sequence[Edit]]) -> tuple[np.ndarray, ...]:
-        """The rows that the edits of a step make longer or shorter, as changes."""
+    def _compare(self, step: Step, after: np.ndarray) -> None:
+        """Keep what a step without edits changed."""
         batch = self._batch
-        grown = [growth(own) for own in edits]
-        batch.lengths = [length + more for length, more in zip(batch.lengths, grown, strict=True)]
-        rows = np.flatnonzero(grown)
-        lengths = np.array(batch.lengths)[rows]
-        for row, length in zip(rows, lengths, strict=True):
-            batch.now[row, length:] = self._mask_id  # as a reader cuts and fills it
-        return rows, np.full_like(rows, LENGTH), lengths, np.full(len(rows), np.nan)
+        if after.shape != batch.now.shape:
+            every = np.arange(len(after))
+            whole = np.full_like(every, after.shape[1])
+            self._keep(step, row=every, kind=np.full_like(every, LENGTH), position=np.zeros_like(every), token=whole)
+            batch.now = _resized(batch.now, after.shape[1], self._mask_id)
+        rows, positions = np.nonzero(after != batch.now)
+        self._keep(
+            step,
+            row=rows,
+            kind=np.full_like(rows, WRITTEN),
+            position=positions,
+            token=after[rows, positions],
+            confidence=step.confidence.cpu().numpy()[rows, positions],
+        )
 
     def _keep(
-        self, step: Step, rows: np.ndarray, positions: np.ndarray, tokens: np.ndarray, confidence: np.ndarray
+        self,
+        step: Step,
+        *,
+        row: np.ndarray,
+        kind: np.ndarray,
+        position: np.ndarray,
+        token: np.ndarray,
+        confidence: np.ndarray | None = None,
     ) -> None:
-        self._seen.update(np.unique(tokens[positions != LENGTH]).tolist())
+        self._seen.update(np.unique(token[kind < DELETED]).tolist())
         values = {
-            "row": rows + self._batch.first,
-            "step": np.full_like(rows, step.index),
-            "block": np.full_like(rows, step.block),
-            "position": positions,
-            "token": tokens,
-            "confidence": confidence,
+            "row": row + self._batch.first,
+            "step": np.full_like(row, step.index),
+            "block": np.full_like(row, step.block),
+            "kind": kind,
+            "position": position,
+            "token": token,
+            "confidence": np.full(len(row), np.nan) if confidence is None else confidence,
         }
         self._parts.append({name: values[name].astype(dtype) for name, dtype in COLUMNS.items()})
 
@@ -143,6 +149,16 @@ class TraceRecorder:
                 found = self._tokens.pieces(shown[first:last])
                 pieces += [(offset + piece.start, offset + piece.stop, piece.text) for piece in found]
         return pieces
+
+
+KINDS = {"substitute": WRITTEN, "insert": INSERTED, "delete": DELETED}
+
+
+def _columns(edits: Sequence[Sequence[Edit]]) -> dict[str, np.ndarray]:
+    """The edits of each row as the columns of a trace."""
+    found = [(row, KINDS[edit.kind], edit.position, edit.new or 0) for row, own in enumerate(edits) for edit in own]
+    columns = np.array(found, dtype=np.int64).reshape(-1, 4).T
+    return dict(zip(("row", "kind", "position", "token"), columns, strict=True))
 
 
 def _resized(canvas: np.ndarray, length: int, mask_id: int) -> np.ndarray:

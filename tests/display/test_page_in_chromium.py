@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from dllm_core.display.page import page
-from dllm_core.display.trace import COLUMNS, Trace, TraceRow, read_trace, write_trace
+from dllm_core.display.trace import COLUMNS, WRITTEN, Trace, TraceRow, read_trace, write_trace
 
 STEPS, LENGTH, EACH = 2000, 1024, 8
 MOST_BYTES = 5_000_000
@@ -55,6 +55,7 @@ def long_trace() -> Trace:
         "row": np.zeros(STEPS * EACH),
         "step": np.repeat(np.arange(STEPS), EACH),
         "block": np.zeros(STEPS * EACH),
+        "kind": np.full(STEPS * EACH, WRITTEN),
         "position": np.concatenate([draw.permutation(LENGTH) for _ in range(16)])[: STEPS * EACH],
         "token": draw.integers(2, 28, STEPS * EACH),
         "confidence": draw.random(STEPS * EACH),

@@ -9,39 +9,51 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from html import unescape
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from dllm_core.cli import main
-from dllm_core.cli.visualize import Difference as Edit
-from dllm_core.cli.visualize import differences
+from dllm_core.cli.visualize import TracedEdit as Edit
+from dllm_core.cli.visualize import edits_of
 from dllm_core.display.cells import Cells, edited
-from dllm_core.display.order import cells_after, order_png, order_svg, replay_gif, shade
+from dllm_core.display.order import SCALE, cells_after, order_png, order_svg, replay_gif, shade
 from dllm_core.display.page import page
 from dllm_core.display.recorder import TraceRecorder
 from dllm_core.display.text import TokenText
-from dllm_core.display.trace import COLUMNS, LENGTH, Trace, TraceRow, read_trace, write_trace
+from dllm_core.display.trace import (
+    COLUMNS,
+    DELETED,
+    INSERTED,
+    LENGTH,
+    VERSION,
+    WRITTEN,
+    Trace,
+    TraceRow,
+    read_trace,
+    write_trace,
+)
 from dllm_core.errors import DataError
 from dllm_core.samplers.output import SampleOutput, SampleStats, Step
 
 MASK, END = 0, 1
 
 
-def made(changes: list[tuple[int, int, int]], length: int = 4, text: str = "ab") -> Trace:
-    """A trace of one row from (step, position, token); token n is the nth letter."""
-    steps = 1 + max(step for step, _, _ in changes)
+def made(changes: list[tuple[int, ...]], length: int = 4, text: str = "ab") -> Trace:
+    """A trace of one row from (step, position, token) and perhaps a kind; token n is the nth letter."""
+    steps = 1 + max(change[0] for change in changes)
     values = {
         "row": np.zeros(len(changes)),
-        "step": [step for step, _, _ in changes],
+        "step": [change[0] for change in changes],
         "block": np.zeros(len(changes)),
-        "position": [position for _, position, _ in changes],
-        "token": [token for _, _, token in changes],
+        "kind": [change[3] if len(change) > 3 else WRITTEN for change in changes],
+        "position": [change[1] for change in changes],
+        "token": [change[2] for change in changes],
         "confidence": np.full(len(changes), 0.5),
     }
     vocabulary = {MASK: "", END: ""} | {n: chr(95 + n) for n in range(2, 28)}
@@ -49,6 +61,10 @@ def made(changes: list[tuple[int, int, int]], length: int = 4, text: str = "ab")
     row = TraceRow("a prompt", 0, steps, [MASK] * length, text, pieces)
     columns = {name: np.asarray(values[name]).astype(dtype) for name, dtype in COLUMNS.items()}
     return Trace({"model": "m"}, MASK, [END], vocabulary, [row], columns)
+
+
+def canvases(trace: Trace, row: int = 0) -> list[list[int]]:
+    return [frame.ids for frame in trace.frames(row)]
 
 
 def stored(trace: Trace, path: Path) -> Path:
@@ -78,7 +94,7 @@ def test_a_trace_holds_every_step_of_the_sampler():
     list(generation.run(8, live=False, slowly=False, recorder=recorder))
     trace = recorder.trace(generation.about)
     wanted = [step.input_ids[0].tolist() for step in generation.sampler.stream([generation.prepared[0].ids])]
-    assert [ids for _, ids in trace.frames(0)] == wanted
+    assert canvases(trace) == wanted
 
 
 def test_the_pieces_of_each_row_are_its_text(recorded):
@@ -92,13 +108,25 @@ def test_what_is_read_is_what_was_written(tmp_path):
     trace = made([(0, 0, 2), (1, 1, 3), (2, 0, MASK), (3, 0, 4)])
     again = read_trace(stored(trace, tmp_path / "t"))
     assert list(again.frames(0)) == list(trace.frames(0))
-    assert [ids for _, ids in again.frames(0)] == [[2, 0, 0, 0], [2, 3, 0, 0], [0, 3, 0, 0], [4, 3, 0, 0]]
+    assert canvases(again) == [[2, 0, 0, 0], [2, 3, 0, 0], [0, 3, 0, 0], [4, 3, 0, 0]]
     assert again.rows == trace.rows
 
 
 def test_a_canvas_may_grow_and_shrink():
-    trace = made([(0, LENGTH, 6), (0, 5, 2), (1, LENGTH, 3), (1, 0, 3)])
-    assert [ids for _, ids in trace.frames(0)] == [[0, 0, 0, 0, 0, 2], [3, 0, 0]]
+    trace = made([(0, 0, 6, LENGTH), (0, 5, 2), (1, 0, 3, LENGTH), (1, 0, 3)])
+    assert canvases(trace) == [[0, 0, 0, 0, 0, 2], [3, 0, 0]]
+
+
+def test_the_changes_of_a_step_all_count_in_the_canvas_before_it():
+    trace = made(
+        [
+            *((0, 0, 2), (0, 1, 3)),
+            *((1, -1, 9, INSERTED), (1, 0, 0, DELETED), (1, 0, 8, INSERTED), (1, 0, 7, INSERTED), (1, 1, 4)),
+            (2, 4, 6, INSERTED),
+        ]
+    )
+    assert canvases(trace) == [[2, 3, 0, 0], [9, 8, 7, 4, 0, 0], [9, 8, 7, 4, 0, 6, 0]]
+    assert [frame.writers for frame in trace.frames(0)][-1] == [1, 1, 1, 1, None, 2, None]
 
 
 def test_edits_are_recorded_row_by_row_and_told_again_from_the_canvases():
@@ -115,15 +143,66 @@ def test_edits_are_recorded_row_by_row_and_told_again_from_the_canvases():
     lengths = torch.tensor([2, 4])
     recorder.end(SampleOutput(ids, lengths, torch.zeros(2, dtype=torch.int64), ["xx", "xxxx"], SampleStats()))
     trace = recorder.trace({})
-    assert [[canvas for _, canvas in trace.frames(row)] for row in (0, 1)] == [[[3, 4]], [[7, 5, 6, 8]]]
-    assert differences([5, 6], [7, 5, 6, 8]) == edits[1]
-    assert differences([2, 3, 4], [3, 4]) == edits[0]
+    assert [canvases(trace, row) for row in (0, 1)] == [[[3, 4]], [[7, 5, 6, 8]]]
+    for row, own in enumerate(edits):
+        assert edits_of(next(trace.changes(row)), trace.rows[row].ids) == own
 
 
-@given(before=st.lists(st.integers(1, 4), max_size=8), after=st.lists(st.integers(1, 4), max_size=8))
-def test_the_edits_told_from_two_canvases_lead_from_one_to_the_other(before, after):
-    cells = edited(Cells.at_first(before, MASK), differences(before, after), MASK)
-    assert [cells.ids[place] for place in cells.live] == after
+@pytest.fixture(scope="module")
+def mended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trace, list[int], str]:
+    """A trace of a model that inserts, deletes and substitutes; the tokens and the text that it ended with."""
+    from dllm_core.cli.generate import Generation
+    from dllm_core.cli.prompts import Request
+
+    options = {"max_length": 48}
+    generation = Generation.load("editflow-tiny", "editflow", options, device="cpu", dtype="auto")
+    generation.prepare([Request("prompt", "def total(a, b):\n", "the prompt")], chat=None, system=None)
+    output = generation.sampler.sample([generation.prepared[0].ids])
+    recorder = generation.recorder()
+    list(generation.run(8, live=False, slowly=False, recorder=recorder))
+    path = stored(recorder.trace(generation.about), tmp_path_factory.mktemp("mended") / "t.trace")
+    return read_trace(path), output.sequences[0, : output.lengths[0]].tolist(), output.texts[0]
+
+
+def test_edits_keep_the_tokens_that_they_move(mended):
+    trace, ids, text = mended
+    *_, (_, last, writers) = trace.frames(0)
+    assert last == ids
+    assert trace.rows[0].text == text
+    inserted = sum(len(change.inserted) for change in trace.changes(0))
+    deleted = sum(len(change.deleted) for change in trace.changes(0))
+    assert min(inserted, deleted) > 0
+    assert len(ids) == len(trace.rows[0].ids) + inserted - deleted
+    assert len({writer for writer in writers if writer is not None}) > 3  # not all moved by the last insertion
+    before = trace.rows[0].ids
+    for change, after, _ in trace.frames(0):
+        cells = edited(Cells.at_first(before, trace.mask_id), edits_of(change, before), trace.mask_id)
+        assert [cells.ids[place] for place in cells.live] == after
+        before = after
+
+
+def test_edits_are_drawn_and_shown_in_a_browser(mended, tmp_path):
+    trace, _, text = mended
+    assert drawn_text(trace) == text.replace("\n", "")
+    replay_gif(trace, tmp_path / "p.gif")
+    script = """
+      const text = () => document.getElementById("text").textContent, bar = document.getElementById("scrubber");
+      const said = {last: text(), kinds: {}};
+      for (let n = 0; n < Number(bar.max); n++) {
+        bar.value = n; bar.dispatchEvent(new Event("input"));
+        for (const span of document.querySelectorAll("#text .now, #text del")) {
+          const kind = span.title.match(/(written|replaced|inserted|deleted) at/)[1];
+          said.kinds[kind] = (said.kinds[kind] ?? 0) + 1;
+        }
+      }
+      document.title = JSON.stringify(said);"""
+    title, log = browse(page(trace), tmp_path, script)
+    said = json.loads(unescape(title))
+    assert said["last"] == text
+    changes = list(trace.changes(0))[:-1]
+    assert said["kinds"].get("deleted", 0) == sum(len(change.deleted) for change in changes)
+    assert said["kinds"].get("inserted", 0) == sum(len(change.inserted) for change in changes)
+    assert "CONSOLE" not in log
 
 
 def test_a_long_trace_is_small_and_opens_at_once(tmp_path):
@@ -143,15 +222,42 @@ def test_a_long_trace_is_small_and_opens_at_once(tmp_path):
 def test_what_is_no_trace_is_refused_in_words(tmp_path, content):
     path = tmp_path / "t"
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"t is not a trace; write one with dllm run --trace FILE"):
+    with pytest.raises(DataError, match=r"t is not a trace, or is damaged; write one with dllm run --trace FILE"):
         read_trace(path)
 
 
-def test_a_later_version_is_refused_in_words(tmp_path, monkeypatch):
-    monkeypatch.setattr("dllm_core.display.trace.VERSION", 2)
+@pytest.mark.parametrize("header", [b"[]", b"{}", b'{"format": "other"}', b"\xff"])
+def test_an_archive_of_something_else_is_refused_in_words(tmp_path, header):
+    path = tmp_path / "t"
+    with path.open("wb") as file:
+        np.savez_compressed(file, header=np.frombuffer(header, dtype=np.uint8))
+    with pytest.raises(DataError, match="t is not a trace"):
+        read_trace(path)
+
+
+def test_a_damaged_trace_is_refused_wherever_the_damage_is(tmp_path):
+    """Every cut, and bytes changed all over: either the file reads as it was, or the error says what to do."""
+    trace = made([(step, step % 4, 2 + step % 20) for step in range(40)])
+    whole = stored(trace, tmp_path / "whole").read_bytes()
+    damaged = [whole[:stop] for stop in range(0, len(whole), 97)]
+    damaged += [whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :] for at in range(0, len(whole), 29)]
+    for content in damaged:
+        (tmp_path / "t").write_bytes(content)
+        with suppress(DataError):
+            assert canvases(read_trace(tmp_path / "t")) == canvases(trace)
+
+
+def test_changes_that_do_not_fit_the_canvas_are_refused_in_words(tmp_path):
+    with pytest.raises(DataError, match="is damaged: its changes do not fit its canvas; record it again"):
+        read_trace(stored(made([(0, 9, 2)]), tmp_path / "t"))
+
+
+@pytest.mark.parametrize(("version", "cure"), [(VERSION + 1, "update dllm-core"), (VERSION - 1, "record it again")])
+def test_another_version_is_refused_in_words(tmp_path, monkeypatch, version, cure):
+    monkeypatch.setattr("dllm_core.display.trace.VERSION", version)
     path = stored(made([(0, 0, 2)]), tmp_path / "t")
     monkeypatch.undo()
-    with pytest.raises(DataError, match="is a trace of version 2, this dllm reads 1; update dllm-core"):
+    with pytest.raises(DataError, match=f"is a trace of version {version}, this dllm reads {VERSION}; {cure}"):
         read_trace(path)
 
 
@@ -177,9 +283,17 @@ def test_json_of_a_trace_is_one_object(recorded, capsys):
     assert err == ""
 
 
+def drawn_text(trace: Trace) -> str:
+    """What the SVG says in front of the scale of its colours."""
+    drawn = unescape("".join(re.findall(r">([^<]*)</text>", order_svg(trace))))
+    scale = " " * SCALE + "firstlast"
+    assert drawn.endswith(scale)
+    return drawn.removesuffix(scale)
+
+
 def test_the_pictures_hold_the_text(recorded, tmp_path):
     trace, (text, *_) = read_trace(recorded[0]), recorded[1]
-    assert "".join(re.findall(r">([^<]*)</text>", order_svg(trace))) == text
+    assert drawn_text(trace) == text
     shares = [cell.share for cell in cells_after(trace, 0)]
     assert (min(shares), max(shares)) == (0, 1)
     assert all(cell.masked for cell in cells_after(trace, 0, 0))
