@@ -150,6 +150,44 @@ def test_a_batch_gives_each_row_what_it_gets_alone(mode, timed):
     assert mode["mode"] in ("threshold", "one") or other.operations != together.operations
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"guidance_scale": 1.5},
+        {"max_edits": 2},
+        {"max_churn": 1.2},
+        {"max_length": 9},
+        {"top_p": 0.6},
+        {"top_k": 2, "strength": 0.4},
+        {"steps": 3},
+    ],
+    ids=str,
+)
+def test_limits_guidance_and_long_steps_are_each_rows_own(options):
+    sampler = EditFlowSampler(editor(busy=2.0, timed=True), temperature=1.0, seed=3, **options)
+    together, _, _ = run(sampler, DRAFTS)
+    assert [run(sampler, [row])[0].operations[0] for row in DRAFTS] == together.operations
+    assert all(together.operations)
+
+
+@pytest.mark.parametrize("source", ["masks", "empty"])
+def test_corrections_are_each_rows_own(source):
+    options = {"source": source, "max_new_tokens": 5, "correction": (10.0, 0.5, 0.5), "steps": 12}
+    sampler = EditFlowSampler(editor(busy=2.0, timed=True), temperature=1.0, seed=3, **options)
+
+    def logs(prompts):
+        state = sampler.start(prompts)
+        while not state.finished:
+            sampler.step(state)
+        return state.operations
+
+    prompts = [[BOS, 1], [BOS, 2, 3], [BOS]]
+    together = logs(prompts)
+    assert [logs([prompt])[0] for prompt in prompts] == together
+    taken_back = {op.kind if source == "empty" else op.new for log in together for op in log}
+    assert ("delete" if source == "empty" else MASK) in taken_back
+
+
 def test_the_grid_even_in_kappa_does_not_depend_on_kappa():
     """With rates that no time changes the edits are the same; only the times that the model is told differ."""
     logs, times = [], []
