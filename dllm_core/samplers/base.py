@@ -75,6 +75,10 @@ class Sampler:
         """The most canvases of a row that one step computes."""
         return 1
 
+    def positions_beside(self, canvas: Canvas) -> int:
+        """The most positions of a row that one step computes beside its canvas; caches make room for them."""
+        return 0
+
     def sample(
         self, prompts: Prompts | None = None, *, prompt: Prompts | None = None, max_length: int | None = None
     ) -> SampleOutput:
@@ -274,7 +278,8 @@ class Sampler:
     def _begin(self, canvas: Canvas) -> SamplerState:
         state = planning.first_state(canvas, self.denoiser, self.options)
         rows = len(state.active) * (1 if state.hidden is None else 2)
-        state.cache = self.cache.start(self.denoiser, rows * self.canvases_per_row, max(canvas.lengths))
+        length = max(canvas.lengths) + self.positions_beside(canvas)
+        state.cache = self.cache.start(self.denoiser, rows * self.canvases_per_row, length)
         if self.compiled is not None:
             state.cache.borrow(self.compiled)
         state.stats.cache_bytes = state.cache.cache_bytes

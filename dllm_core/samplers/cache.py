@@ -27,7 +27,7 @@ class CacheRun:
     Args:
         denoiser: the model.
         rows: how many rows the run begins with; guided runs hold every row twice.
-        length: of the longest row.
+        length: of the longest row, with what a step computes beside it (`Sampler.positions_beside`).
     """
 
     cache_bytes: int = 0  # the most memory that it will hold
@@ -107,6 +107,8 @@ class Plan(NamedTuple):
         borrows: with right-shifted logits, take a block's first scores from the position behind it.
         spares: rows that have no mask left in the block keep the keys and values that they have.
         guided: the second half of the rows is the unconditional one.
+        copies: the last so many positions stand for a second copy of the block: they are computed as masks, whatever
+            the canvas holds there, and all of them are projected, behind the open positions.
     """
 
     begin: torch.Tensor
@@ -120,6 +122,7 @@ class Plan(NamedTuple):
     borrows: bool = False
     spares: bool = False
     guided: bool = False
+    copies: int = 0
 
 
 def ask(
@@ -133,18 +136,24 @@ def ask(
         lead: (R, V) scores of each block's first token, for right-shifted families; None: not computed yet.
 
     Returns:
-        Logits (R, M, V), the lead from now on, and how many positions were projected.
+        Logits (R, M, V), or (R, M + K, V) by a plan with copies; the lead from now on, and how many positions were
+        projected.
     """
-    shifted = denoiser.logits_are_shifted
+    shifted, mask = denoiser.logits_are_shifted, denoiser.mask_token_id
     carries = shifted and (plan.carries or lead is None)
     if carries:  # the position before the block is computed now, and perhaps in none of the next steps
         at = torch.cat([plan.start, at], 1)
     elif shifted and plan.borrows:
         at = torch.where(at == plan.start, at + 1, at)
     at = (at - plan.begin).clamp(0, plan.positions.shape[1] - 1)  # only filler lies outside
-    cache.place(_slots(plan, ids, denoiser.mask_token_id, cache.nowhere), plan.reads)
+    tokens = ids.gather(1, plan.positions)
+    if plan.copies:
+        columns = torch.arange(plan.positions.shape[1], device=ids.device)
+        tokens = tokens.masked_fill(columns >= len(columns) - plan.copies, mask)
+        at = torch.cat([at, columns[-plan.copies :].expand(len(at), -1)], 1)
+    cache.place(_slots(plan, ids, mask, cache.nowhere), plan.reads)
     logits = denoiser.logits(
-        ids.gather(1, plan.positions),
+        tokens,
         at=at,
         position_ids=plan.positions,
         attention=plan.pattern,
@@ -194,7 +203,11 @@ class KeptRun(CacheRun):
         raise NotImplementedError
 
     def logits(self, view: View) -> Answer:
-        plan = self.plan = self.plan_of(view)
+        self.plan = self.plan_of(view)
+        return self.by_plan(view, self.plan)
+
+    def by_plan(self, view: View, plan: Plan) -> Answer:
+        """One forward by the plan of that step, to which a sampler may have added copies."""
         logits, self.lead, projected = ask(self.denoiser, self.cache, plan, view.input_ids, view.at, self.lead)
         return Answer(logits, plan.positions.numel(), projected)
 

@@ -184,11 +184,16 @@ def test_lookahead_leaves_no_mask_and_rows_alone_by_any_rule_and_policy(rule, po
     assert_rows_are_alone(dllm.sampler("fastdllm/lopa", denoiser(shifted), **options, **bold(rule), **more))
 
 
-@pytest.mark.parametrize("rule", SELF_PACED)
-@pytest.mark.parametrize("block", [None, 1, 5])
-def test_verification_leaves_no_mask_and_rows_alone_by_any_rule(rule, block):
-    options = {"max_new_tokens": NEW, "block_size": block, "commit": rule}
-    assert_rows_are_alone(dllm.sampler("fastdllm/wino", denoiser(), **options, **bold(rule)))
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    rule=st.sampled_from(SELF_PACED),
+    policy=st.sampled_from(POLICIES),
+    block=st.sampled_from([None, 1, 5]),
+    more=st.sampled_from([{}, {"temperature": 0.7}, {"guidance_scale": 0.5}, {"confidence": "margin"}]),
+)
+def test_verification_leaves_no_mask_and_rows_alone_by_any_rule_and_policy(rule, policy, block, more):
+    options = {"max_new_tokens": NEW, "block_size": block, "commit": rule, "cache": policy}
+    assert_rows_are_alone(dllm.sampler("fastdllm/wino", denoiser(), **options, **bold(rule), **more))
 
 
 ONE_A_STEP = {

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import functools
 import itertools
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
-from dllm_fastdllm import Threshold, WINOSampler
+from dllm_fastdllm import Threshold, WINOSampler, wino
 from dllm_fastdllm.wino import shadow_pattern
+from transformers import DynamicCache
 
 import dllm_core as dllm
 from dllm_core.conformance.deep import deep_denoiser
 from dllm_core.conformance.toy import ExactModel, ToyAdapter, random_joint
 from dllm_core.errors import OptionError
-from dllm_core.samplers import CachePolicy, MDLMSampler
+from dllm_core.samplers import CachePolicy, MDLMSampler, parts
+from dllm_core.samplers import cache as kept
 from dllm_core.samplers.fit import Demands, check_history
 
 VOCAB, MASK, NEW = 12, 12, 24
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11]]
+CACHES = ("prefix", "dual", "vicinity", "delayed", "interval")
+WINO_BLOCK = 8
 
 
 @functools.cache
@@ -47,8 +53,41 @@ def answers(model: dllm.Denoiser, ids: list[int], start: int, stop: int, window:
     return by_position, logits[width:]
 
 
+class KeptAnswers:
+    """As `answers`, with the cache of the transformers library: a block's first step keeps all but the block."""
+
+    def __init__(self) -> None:
+        self.start = None
+
+    def __call__(self, model: dllm.Denoiser, ids: list[int], start: int, stop: int, window: int) -> tuple:
+        opens, self.start = start != self.start, start
+        others = [] if opens else [at for at in range(len(ids)) if not start <= at < stop]
+        own = list(range(len(ids))) if opens else list(range(start, stop))
+        past, keys, copies = DynamicCache(), [*others, *own], stop - start
+        if others:
+            for layer, (key, value) in enumerate(self.kept):
+                past.update(key[:, :, others], value[:, :, others], layer)
+        pattern = torch.zeros(len(own) + copies, len(keys) + copies, dtype=torch.bool)
+        pattern[:, : len(keys)] = True
+        for copy in range(copies):
+            pattern[len(own) + copy, keys.index(start + copy)] = False
+            pattern[len(own) + copy, len(keys) :] = True
+        with torch.no_grad():
+            logits = model.logits(
+                torch.tensor([[ids[at] for at in own] + [MASK] * copies]),
+                position_ids=torch.tensor([[*own, *range(start, stop)]]),
+                attention=pattern[None, None],
+                cache=past,
+            )[0]
+        if opens:
+            self.kept = [(layer.keys, layer.values) for layer in past.layers]
+        by_position = logits.new_zeros(len(ids), logits.shape[1])
+        by_position[own] = logits[: len(own)]
+        return by_position, logits[len(own) :]
+
+
 def loop_wino(
-    model: dllm.Denoiser, prompt: list[int], block: int, threshold: float, back: float, window: int
+    model: dllm.Denoiser, prompt: list[int], block: int, threshold: float, back: float, window: int, answers=answers
 ) -> list[list[int]]:
     """Every canvas of one row, by the paper's algorithm over Python lists."""
     ids, canvases = prompt + [MASK] * NEW, []
@@ -91,9 +130,67 @@ def test_every_canvas_is_that_of_the_loop(seed, block, threshold, back, window):
     assert taken_back > 0
 
 
-def test_a_ragged_batch_gives_each_row_what_it_gets_alone():
+def check_kept(seed: int) -> None:
+    model = denoiser(seed)
+    sampler = WINOSampler(model, max_new_tokens=NEW, block_size=8, threshold=0.1, cache="dual", stop_at_eos=False)
+    for prompt in PROMPTS:
+        got = [step.input_ids[0, : len(prompt) + NEW].tolist() for step in sampler.stream([prompt])]
+        assert got == loop_wino(model, prompt, 8, 0.1, 0.9, NEW, KeptAnswers())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_canvas_with_a_cache_is_that_of_the_loop_with_a_cache(seed):
+    check_kept(seed)
+
+
+@pytest.mark.parametrize("broken", ["sees its own token", "computed with the tokens"])
+def test_a_copy_that_knows_the_token_is_caught(broken, monkeypatch):
+    def leaky(columns, real, spots, valid, queries):
+        return shadow_pattern(columns, real, spots + 1, valid, queries)
+
+    def shown(plan, spots, pattern):
+        return with_copy(plan, spots, pattern)._replace(copies=0)
+
+    def projected(denoiser, cache, plan, ids, at, lead):
+        """As `ask`, the copy's tokens left as they are."""
+        copies = torch.arange(plan.positions.shape[1])[-WINO_BLOCK:].expand(len(at), -1)
+        return ask(denoiser, cache, plan, ids, torch.cat([at, plan.begin + copies], 1), lead)
+
+    with_copy, ask = wino.with_copy, kept.ask
+    if broken == "sees its own token":
+        monkeypatch.setattr(wino, "shadow_pattern", leaky)
+    else:
+        monkeypatch.setattr(wino, "with_copy", shown)
+        monkeypatch.setattr(kept, "ask", projected)
+    with pytest.raises(AssertionError):
+        check_kept(0)
+
+
+@pytest.mark.parametrize("more", [{}, {"suffix_window": 9}, {"guidance_scale": 1.0}])
+@pytest.mark.parametrize("cache", CACHES)
+def test_a_refresh_every_step_is_no_cache(cache, more):
+    options = {"max_new_tokens": NEW, "block_size": 8, "threshold": 0.1, **more}
+    plain = WINOSampler(denoiser(), **options)
+    exact = WINOSampler(denoiser(), cache=cache, refresh_every=1, **options)
+    for step, want in zip(exact.stream(PROMPTS), plain.stream(PROMPTS), strict=True):
+        assert torch.equal(step.input_ids, want.input_ids)
+        torch.testing.assert_close(step.confidence, want.confidence, equal_nan=True, rtol=1e-6, atol=1e-6)
+
+
+def test_the_copy_is_counted_and_has_room():
+    options = {"max_new_tokens": 16, "block_size": 8, "threshold": 1.0, "stop_at_eos": False}
+    stats = WINOSampler(denoiser(), cache="dual", **options).sample([[1, 2]]).stats
+    plain = MDLMSampler(denoiser(), cache="dual", **options | {"commit": "draft"}).sample([[1, 2]]).stats
+    assert stats.forward_passes == plain.forward_passes == 16
+    assert stats.positions_processed == plain.positions_processed + 16 * 8
+    assert stats.logit_rows == plain.logit_rows + 16 * 8
+    assert stats.cache_bytes * (2 + 16 + 1) == plain.cache_bytes * (2 + 16 + 8 + 1)
+
+
+@pytest.mark.parametrize("cache", ["none", *CACHES])
+def test_a_ragged_batch_gives_each_row_what_it_gets_alone(cache):
     for more in ({}, {"guidance_scale": 1.0}, {"suffix_window": 8}, {"suffix_window": 9, "guidance_scale": 1.0}):
-        sampler = WINOSampler(denoiser(), max_new_tokens=NEW, block_size=8, threshold=0.1, **more)
+        sampler = WINOSampler(denoiser(), max_new_tokens=NEW, block_size=8, threshold=0.1, cache=cache, **more)
         together = sampler.sample(PROMPTS)
         for row, prompt in enumerate(PROMPTS):
             alone = sampler.sample([prompt])
@@ -128,7 +225,7 @@ def test_at_the_threshold_one_it_writes_a_token_a_step():
 
 def test_nothing_of_the_copy_reaches_the_canvas_and_no_token_reaches_its_own_copy():
     block = WINOSampler(denoiser(), max_new_tokens=5, block_size=4).start([[1, 2], [3]]).block
-    pattern = shadow_pattern(*block.layout.shown(7), block.positions, block.valid)[:, 0]  # (R, W + K, W + K)
+    pattern = shadow_pattern(*block.layout.shown(7), block.positions, block.valid, 7)[:, 0]  # (R, W + K, W + K)
     assert not pattern[:, :7, 7:].any()
     for row, positions in enumerate(block.positions.tolist()):
         for copy, position in enumerate(positions):
@@ -140,8 +237,9 @@ class Patternless(ToyAdapter):
     supports_block_causal = False
 
 
+@dataclass(frozen=True, kw_only=True)
 class Stale(CachePolicy):
-    computes_anew = False
+    computes_anew: ClassVar[bool] = False
 
 
 def refused(model: dllm.Denoiser, match: str, **options: object) -> None:
@@ -149,12 +247,15 @@ def refused(model: dllm.Denoiser, match: str, **options: object) -> None:
         WINOSampler(model, **options)
 
 
-def test_where_it_is_not_defined_it_says_so():
+def test_where_it_is_not_defined_it_says_so(monkeypatch):
+    load = parts.registry.load
     exact = ExactModel(random_joint(2, 2, seed=0))
     refused(dllm.Denoiser(exact, Patternless(), special_ids={"mask": 2}), "Patternless does not declare")
     refused(deep_denoiser(VOCAB, 64, shifted=True), "not defined where logits are right-shifted")
-    for cache in ("prefix", "dual", "vicinity", "delayed", "interval"):
-        refused(denoiser(), f"^wino's hidden copy .* cache='{cache}' keeps older .* use cache='none'$", cache=cache)
+    monkeypatch.setattr(parts.registry, "load", lambda kind, name: Stale if name == "stale" else load(kind, name))
+    refused(
+        denoiser(), "^cache='stale' has no place for wino's hidden copy .* use cache='fastdllm/dual'", cache="stale"
+    )
     refused(denoiser(), "upsets the plan of commit='quota'.*use", commit="quota")
     refused(denoiser(), "commit='klass' needs a history", commit="klass")
     refused(denoiser(), "verify_threshold must be between 0.0 and 1.0, got 1.5", verify_threshold=1.5)

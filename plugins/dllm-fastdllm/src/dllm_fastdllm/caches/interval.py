@@ -72,11 +72,11 @@ class IntervalRun(WindowRun):
     policy: Interval
     turned: torch.Tensor | None = None  # (R, L) 1 - cosine similarity
 
-    def logits(self, view: View) -> Answer:
+    def by_plan(self, view: View, plan: Plan) -> Answer:
         between = self.policy.between(view.step)
         rows = self.cache.among(len(view.input_ids))
         before = None if between or not self.cache.layers else self.cache.layers[-1].values[rows].clone()
-        answer = super().logits(view)
+        answer = super().by_plan(view, plan)
         if not between:
             after = self.cache.layers[-1].values[rows]
             self.turned = how_far(after if before is None else before, after)
