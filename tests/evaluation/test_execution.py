@@ -53,6 +53,9 @@ def is_isolated() -> bool:
         ("import ctypes; ctypes.CDLL(None).fork()", "ctypes.dlopen is not allowed"),
         ("import socket; socket.create_connection(('127.0.0.1', 9))", "socket.getaddrinfo is not allowed"),
         ("import socket; socket.socket().connect(('127.0.0.1', 9))", "is not allowed"),
+        ("import asyncio\nasync def f(): return 3\nassert asyncio.run(f()) == 3", ""),
+        ("import socket; a, b = socket.socketpair(); a.connect('/tmp/x')", "socket.connect is not allowed"),
+        ("open('/proc/self/environ')", "environment"),
         ("open('own', 'w').write('x'); assert open('own').read() == 'x'", ""),
         ("open('own', 'wb').write(bytes(1 << 22))", "OSError"),
         ("import os; os.kill(os.getppid(), 9)", "os.kill is not allowed"),
@@ -87,6 +90,12 @@ def test_nothing_outside_the_folder_is_written(tmp_path):
 def test_nothing_of_the_environment_is_seen(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "secret")
     assert run_program("import os; assert 'secret' not in str(os.environ), os.environ").passed
+
+
+def test_other_processes_are_not_seen(is_isolated):
+    if not is_isolated:
+        pytest.skip("this machine lets nobody make namespaces")
+    assert run_program("import os; assert [d for d in os.listdir('/proc') if d.isdigit()] == ['1']").passed
 
 
 def test_nothing_is_left_behind(tmp_path, monkeypatch):
