@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RESULTS, PAGE = "results.json", "comparison.html"
-HEADER = ("run", "task", "metric", "score %", "± error", "passes/request", "tokens/s", "tokens/pass")
+HEADER = ("run", "task", "metric", "score", "± error", "passes/request", "tokens/s", "tokens/pass")
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Entry:
         run: name of its folder.
         task: name of the plan.
         metric: what was compared.
-        score, error: in percent; None where there is none.
+        score, error: in percent where the metric is a share; None where there is none.
         passes: forward passes a request.
         speed: tokens a second; 0 where nothing was generated.
         stride: tokens a forward pass.
@@ -43,7 +43,9 @@ class Entry:
 
     @property
     def cells(self) -> list[str]:
-        score, error = ("" if value is None else f"{value:.1f}" for value in (self.score, self.error))
+        from dllm_core.evaluation.report import score_text
+
+        score, error = score_text(self.metric, self.score), "" if self.error is None else f"{self.error:.1f}"
         rates = [f"{value:.2f}" if value else "" for value in (self.passes, self.speed, self.stride)]
         return [self.run, self.task, self.metric, score, error, *rates]
 
@@ -124,23 +126,21 @@ def write(entries: Sequence[Entry], output: Path) -> None:
 def pictures(task: str, entries: Sequence[Entry]) -> dict[str, Figure]:
     """Score against tokens a second, and against forward passes; none where nothing was scored or generated."""
     from dllm_core.display.plots import Names, Point, pareto
+    from dllm_core.evaluation.scores import is_share
 
     scored = [entry for entry in entries if entry.task == task and entry.score is not None]
-    title, most = f"{task}: {scored[0].metric}" if scored else task, 100 if _is_share(scored) else None
+    title = f"{task}: {scored[0].metric}" if scored else task
+    score, most = ("score, %", 100) if all(is_share(entry.metric) for entry in scored) else ("score", None)
     fast = [Point(e.run, e.run, e.speed, e.score, e.error or 0.0) for e in scored if e.speed]
     few = [Point(e.run, e.run, e.passes, e.score, e.error or 0.0) for e in scored if e.passes]
-    passes = Names(title, "forward passes a request, fewer to the right", "score, %", most, fewer=True)
-    drawn = {"speed": (fast, Names(title, "tokens/s", "score, %", most)), "passes": (few, passes)}
+    passes = Names(title, "forward passes a request, fewer to the right", score, most, fewer=True)
+    drawn = {"speed": (fast, Names(title, "tokens/s", score, most)), "passes": (few, passes)}
     return {kind: pareto(points, names) for kind, (points, names) in drawn.items() if points}
 
 
 def slug(name: str) -> str:
     """A name as part of a file's name."""
     return re.sub(r"[^\w.-]+", "-", name).strip("-")
-
-
-def _is_share(entries: Sequence[Entry]) -> bool:
-    return all(0 <= entry.score <= 100 for entry in entries)
 
 
 def _entry(run: str, task: Mapping[str, Any], seconds: Mapping[str, float]) -> Entry:

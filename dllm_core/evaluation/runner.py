@@ -6,21 +6,29 @@ What a result holds is the same whenever the same work is done, in one go or in 
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import io
 import logging
+import os
 import statistics
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
+import datasets
 from lm_eval import simple_evaluate
+from tqdm import tqdm
 
 from dllm_core.evaluation.bridge import DiffusionLM
 from dllm_core.evaluation.code_tasks import allowed, refuse_code
 from dllm_core.evaluation.plan import TaskPlan
 from dllm_core.evaluation.processes import rank_and_size
-from dllm_core.evaluation.scores import compared, error_of, first_metric, with_aggregates
+from dllm_core.evaluation.scores import compared, error_of, first_metric, scaled, with_aggregates
 from dllm_core.evaluation.tasks import load, local_data, wants_chat
 
 if TYPE_CHECKING:
@@ -93,9 +101,8 @@ class TaskResult:
 
     @property
     def score(self) -> float | None:
-        """The compared metric in percent, the first one where the plan names none; see `compared`."""
-        value = compared(self.metrics, self.plan.task).get(self.metric)
-        return None if value is None else 100 * value
+        """The compared metric, the first one where the plan names none; see `compared`. Shares are in percent."""
+        return scaled(self.metric, compared(self.metrics, self.plan.task).get(self.metric))
 
     @property
     def metric(self) -> str:
@@ -104,9 +111,8 @@ class TaskResult:
 
     @property
     def standard_error(self) -> float | None:
-        """Of `score`, in percent, over documents."""
-        value = error_of(compared(self.metrics, self.plan.task), self.metric)
-        return None if value is None else 100 * value
+        """Of `score`, over documents, in its unit."""
+        return scaled(self.metric, error_of(compared(self.metrics, self.plan.task), self.metric))
 
     def as_dict(self) -> dict[str, object]:
         """For the results file, without time and samples."""
@@ -197,8 +203,10 @@ def evaluate(
 
 
 def quieten() -> None:
-    """Keep lm-eval from telling what nobody asked."""
+    """Keep lm-eval and datasets from telling what nobody asked; their bars are for terminals only."""
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
 
 
 def _ask(
@@ -206,7 +214,7 @@ def _ask(
 ) -> Mapping[str, Any] | None:
     # lm-eval asks git for the commit of the working folder, which complains where that is none; ours is in the report.
     no_commit = mock.patch("lm_eval.evaluator.get_git_commit_hash", return_value=None)
-    with local_data(name, settings.data_dir), no_commit, allowed(allow=settings.allow_code):
+    with local_data(name, settings.data_dir), no_commit, _lm_eval_aside(), allowed(allow=settings.allow_code):
         return simple_evaluate(
             lm,
             tasks=[name],
@@ -221,6 +229,19 @@ def _ask(
             confirm_run_unsafe_code=settings.allow_code,
             **SEEDS,
         )
+
+
+@contextmanager
+def _lm_eval_aside() -> Iterator[None]:
+    """Nothing of what lm-eval prints gets in between our results, and its bars are for terminals; nor does it fork."""
+    bar = functools.partial(tqdm, leave=False, disable=None)
+    with (
+        contextlib.redirect_stdout(sys.stderr if sys.stderr.isatty() else io.StringIO()),
+        mock.patch("lm_eval.api.task.tqdm", functools.partial(bar, desc="Prompts")),
+        mock.patch("tqdm.tqdm", bar),  # what its bootstrap imports when it runs
+        mock.patch.dict(os.environ, {"DISABLE_MULTIPROC": "1"}),  # one chunk of bootstraps needs no pool
+    ):
+        yield
 
 
 def _numbers(values: Mapping[str, object]) -> dict[str, float]:

@@ -10,6 +10,19 @@ if TYPE_CHECKING:
     from lm_eval.api.group import Group
 
 Metrics = Mapping[str, float]
+# Metrics that are no shares of the documents, so that a hundred times as much would mean nothing.
+OWN_SCALE = ("perplexity", "bits_per_byte", "brier_score", "mcc", "bleu", "chrf", "ter", "likelihood")
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric, by lm-eval's name, is a share and shown in percent."""
+    name = metric.partition(",")[0]
+    return not any(own in name for own in OWN_SCALE)
+
+
+def scaled(metric: str, value: float | None) -> float | None:
+    """A value as it is shown: shares in percent, others as they are."""
+    return value if value is None or not is_share(metric) else 100 * value
 
 
 def first_metric(metrics: Metrics) -> str:

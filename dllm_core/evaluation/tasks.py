@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,10 +111,10 @@ def local_data(task: str, data_dir: Path | None) -> Iterator[None]:
     def load_dataset(path: str, name: str | None = None, **options: Any) -> object:
         found = {} if data_dir is None or path in LOCAL else local_files(data_dir, path, name)
         if found:
-            kind = FORMATS[_suffix(next(iter(found.values())))]
-            files = {split: str(file) for split, file in found.items()}
             folder = next(iter(found.values())).parent
-            return _Splits(original(kind, data_files=files), of=f"task {task!r}", folder=folder)
+            return _Splits(
+                {split: _read(original, file) for split, file in found.items()}, of=f"task {task!r}", folder=folder
+            )
         try:
             return original(path, name, **options)
         except (OSError, ValueError, DatasetsError) as error:  # no network, no such data set, no such file
@@ -122,6 +122,15 @@ def local_data(task: str, data_dir: Path | None) -> Iterator[None]:
 
     with mock.patch.object(datasets, "load_dataset", load_dataset):
         yield
+
+
+def _read(load_dataset: Callable[..., datasets.Dataset], file: Path) -> datasets.Dataset:
+    """One split, read by itself: a column that is empty in one file may hold texts in another."""
+    try:
+        return load_dataset(FORMATS[_suffix(file)], data_files={"rows": str(file)}, split="rows")
+    except (OSError, ValueError, DatasetsError) as error:
+        cause = str(error.__cause__ or error).partition("\n")[0]
+        raise DataError(f"{file} cannot be read as {_suffix(file)[1:]}: {cause}") from error
 
 
 def local_files(data_dir: Path, path: str, part: str | None) -> dict[str, Path]:

@@ -14,10 +14,12 @@ import pytest
 
 pytest.importorskip("lm_eval")
 
+import datasets
+
 from dllm_core.cli import main
 from dllm_core.errors import DataError, OptionError
 from dllm_core.evaluation.plan import check_family, chosen, parse_preset, read_preset
-from dllm_core.evaluation.tasks import local_files
+from dllm_core.evaluation.tasks import local_data, local_files
 
 QA = """
 task: acme_qa
@@ -42,6 +44,20 @@ doc_to_text: "{{question}}"
 doc_to_choice: options
 doc_to_target: label
 metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+metadata: {version: 1.0}
+"""
+
+ENDINGS = """
+task: acme_endings
+dataset_path: acme/endings
+output_type: loglikelihood
+test_split: test
+num_fewshot: 0
+doc_to_text: "{{question}}"
+doc_to_target: "{{ending}}"
+metric_list:
+  - {metric: perplexity, aggregation: perplexity, higher_is_better: false}
+  - {metric: acc, aggregation: mean, higher_is_better: true}
 metadata: {version: 1.0}
 """
 
@@ -127,6 +143,40 @@ def test_estimates_are_told_with_their_errors(capsys, tasks, data, tmp_path):
     )
     assert line in printed
     assert line in (tmp_path / "out" / "index.html").read_text(encoding="utf-8").replace("\\u00b1", "±")
+
+
+def test_a_perplexity_is_no_share_and_nothing_is_printed_beside_the_json(capfd, tasks, data):
+    (tasks / "endings.yaml").write_text(ENDINGS, encoding="utf-8")
+    rows = [{"question": "28+55=", "ending": "83"}, {"question": "58+85=", "ending": "143"}]
+    write(data / "endings" / "test.jsonl", rows)
+    given = ("--tasks", "acme_endings", "--include", tasks, "--data-dir", data, "--device", "cpu", "--mc-num", 7)
+    assert main(["eval", *map(str, given), "--json"]) == 0
+    (task,) = json.loads(capfd.readouterr().out)["tasks"]
+    assert task["metric"] == "perplexity,none"
+    assert task["score"] == task["metrics"]["acme_endings"]["perplexity,none"] < 2  # it knows sums
+    assert task["standard_error"] == task["metrics"]["acme_endings"]["perplexity_stderr,none"]
+    assert main(["eval", *map(str, given)]) == 0
+    told = capfd.readouterr()
+    assert f"perplexity,none  {task['score']:.4g} " in told.out
+    assert "%" not in told.out
+    assert "it/s" not in told.err  # bars are for terminals
+
+
+def test_a_file_that_cannot_be_read_is_named(capsys, tasks, data):
+    file = data / "questions" / "main" / "test.jsonl"
+    file.write_text('{"question": "reverse', encoding="utf-8")
+    code, _, err = run(capsys, "--tasks", "acme_qa", "--include", tasks, "--data-dir", data)
+    assert code == 2
+    assert f"{file} cannot be read as jsonl" in err
+    assert err.count("\n") == 1
+
+
+def test_a_column_may_be_empty_in_one_split_and_hold_texts_in_another(tmp_path):
+    for split, more in (("train", []), ("test", ["x"])):
+        (tmp_path / f"{split}.jsonl").write_text(json.dumps({"question": "q", "more": more}) + "\n")
+    with local_data("acme", tmp_path.parent):
+        splits = datasets.load_dataset(f"acme/{tmp_path.name}")
+    assert (splits["train"][0]["more"], splits["test"][0]["more"]) == ([], ["x"])
 
 
 def test_a_second_run_computes_nothing_and_finds_the_same(capsys, tasks, data, tmp_path):

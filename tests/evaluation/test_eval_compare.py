@@ -55,7 +55,7 @@ def test_the_page_has_both_pictures_and_the_figures(tmp_path, capsys):
     page = (out / "comparison.html").read_text(encoding="utf-8")
     assert page.count("<svg ") == 2
     assert "<td>a&lt;b</td>" in page
-    assert "<td>80.0</td>" in page
+    assert "<td>80.0%</td>" in page
     assert "src=" not in page
 
 

@@ -87,7 +87,7 @@ def test_the_page_holds_scores_samples_and_traces(given, tmp_path, capsys):
     text = (out / "index.html").read_text(encoding="utf-8")
     data = page_data(text)
     assert [row[0] for row in data["table"]] == ["task", "acme_qa", "acme_plain", "acme_choice"]
-    assert [row[2] for row in data["table"]] == ["score %", "100.0", "0.0", "100.0"]
+    assert [row[2] for row in data["table"]] == ["score", "100.0%", "0.0%", "100.0%"]
     samples = {(sample["task"], sample["number"]): sample for sample in data["samples"]}
     first, last, choice = samples["acme_qa", "0"], samples["acme_plain", "0"], samples["acme_choice", "0"]
     assert (first["answer"], first["target"], first["verdict"]) == ("xirtam", "xirtam", "right")
@@ -141,7 +141,7 @@ def test_a_group_without_an_aggregate_has_no_score_of_its_own(given, capsys):
     assert main([*given, "--tasks", "acme_bare"]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"acme_bare +4 ", printed)
-    assert re.search(r"acme_choice +acc,none +100.0", printed)
+    assert re.search(r"acme_choice +acc,none +100.0%", printed)
 
 
 def test_the_score_is_that_of_the_group_or_of_the_only_task():
