@@ -1,20 +1,26 @@
 """Canvas after canvas against published Fast-dLLM runs on small models of random weights.
 
 Of ZHZisZZ/dllm at ca17675, its FastdLLMLLaDASampler and FastdLLMDreamSampler (float32, CPU, greedy); the models are
-those beside the tests of dllm-llada and dllm-dream. What does not agree is listed with its reason, and does differ.
+those beside the tests of dllm-llada and dllm-dream. What does not agree is listed with its reason, does differ, and the
+reason is shown to be one, run by run: with the published defect built in, or at the step where the two part.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
-from dllm_fastdllm import MDLMFastdLLMSampler
+import torch
+from dllm_fastdllm import MDLMFastdLLMSampler, Threshold
+from dllm_fastdllm.rules.prefix import surest_first
 from safetensors.torch import load_file
 
 import dllm_core as dllm
+from dllm_core.noise.schedules import get_schedule
 
 TESTS = Path(__file__).parents[1]
 MODELS = {"mha": TESTS / "llada/goldens/mha", "gqa": TESTS / "llada/goldens/gqa", "dream": TESTS / "dream/goldens"}
@@ -114,24 +120,120 @@ def without_repeats(canvases: list) -> list:
     return [canvas for number, canvas in enumerate(canvases) if number == 0 or canvas != canvases[number - 1]]
 
 
-def written_by(sampler: MDLMFastdLLMSampler, prompts: list[list[int]], new: int) -> list[list[list[int]]]:
+def sampler_of(model: str, case: dict) -> MDLMFastdLLMSampler:
+    options = dream_options(case) if model == "dream" else llada_options(case)
+    return MDLMFastdLLMSampler(denoiser(model, case["params"]["right_shift_logits"]), **options)
+
+
+def run_by(sampler: MDLMFastdLLMSampler, case: dict) -> tuple[list[list[list[int]]], list[torch.Tensor]]:
+    """The canvases, without padding, and the confidences (B, L) that each step saw."""
+    prompts, new = case["prompts"], case["params"]["max_new_tokens"]
     state = sampler.start([list(prompt) for prompt in prompts])
-    canvases = [state.input_ids.tolist()]
+    canvases, sure = [state.input_ids.tolist()], []
     while not state.finished:
-        canvases.append(sampler.step(state).input_ids.tolist())
-    return without_repeats(
-        [[row[: len(prompt) + new] for row, prompt in zip(rows, prompts, strict=True)] for rows in canvases]
-    )
+        step = sampler.step(state)
+        canvases.append(step.input_ids.tolist())
+        sure.append(step.confidence)
+    return [[row[: len(prompt) + new] for row, prompt in zip(rows, prompts, strict=True)] for rows in canvases], sure
+
+
+def written_by(sampler: MDLMFastdLLMSampler, case: dict) -> list[list[list[int]]]:
+    return without_repeats(run_by(sampler, case)[0])
 
 
 @pytest.mark.parametrize(("model", "case"), RUNS, ids=[f"{model}/{case['id']}" for model, case in RUNS])
 def test_every_canvas_is_the_published_one_or_differs_for_a_reason(model, case):
-    options = dream_options(case) if model == "dream" else llada_options(case)
-    sampler = MDLMFastdLLMSampler(denoiser(model, case["params"]["right_shift_logits"]), **options)
-    got = written_by(sampler, case["prompts"], case["params"]["max_new_tokens"])
+    sampler = sampler_of(model, case)
+    got = written_by(sampler, case)
     agrees = got == canvases_of(case, model)
     assert agrees is (f"{model}/{case['id']}" not in DIFFER)
     assert not any(sampler.denoiser.mask_token_id in row for row in got[-1])
+
+
+def for_the_reason(reason: str):
+    """The runs that differ for it."""
+    told = [(f"{model}/{case['id']}", model, case) for model, case in RUNS]
+    found = [(model, case) for name, model, case in told if DIFFER.get(name) == reason]
+    return pytest.mark.parametrize(("model", "case"), found, ids=[f"{m}/{case['id']}" for m, case in found])
+
+
+@for_the_reason(PADDING)
+def test_without_an_attention_mask_the_canvases_are_the_published_ones(model, case, monkeypatch):
+    sampler = sampler_of(model, case)
+    ask = sampler.denoiser.logits
+    monkeypatch.setattr(sampler.denoiser, "logits", lambda ids, mask=None, **rest: ask(ids, None, **rest))
+    assert written_by(sampler, case) == canvases_of(case, model)
+
+
+@for_the_reason(MASKS)
+def test_up_to_where_the_published_run_leaves_a_mask_the_canvases_are_the_published_ones(model, case):
+    got, want = written_by(sampler_of(model, case), case), canvases_of(case, model)
+    mask, size = facts(model)["special_ids"]["mask"], case["params"]["block_size"]
+    assert any(mask in row for row in want[-1])
+    parted = next((number for number, pair in enumerate(zip(got, want, strict=False)) if pair[0] != pair[1]), None)
+    if parted is None:  # in its only block it just ends
+        assert want == got[: len(want)]
+        return
+
+    def blocks(number: int) -> set[int]:
+        """Which blocks the step to that canvas of the published run wrote in."""
+        places = zip(want[number - 1], want[number], case["prompts"], strict=True)
+        return {
+            (at - len(prompt)) // size
+            for before, after, prompt in places
+            for at, (old, new) in enumerate(zip(before, after, strict=True))
+            if old != new
+        }
+
+    (now,), (before,) = blocks(parted), blocks(parted - 1)
+    assert now == before + 1  # it goes on, and behind it stands a mask
+    assert any(
+        mask in row[len(prompt) + before * size : len(prompt) + now * size]
+        for row, prompt in zip(want[parted], case["prompts"], strict=True)
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capped(Threshold):
+    """Of what passes, no more than the schedule reveals of the masks that are left, from time t to the next one s."""
+
+    needs: ClassVar[tuple[str, ...]] = ("history",)
+    steps: int
+    schedule: str
+
+    def remember(self, size):
+        return torch.zeros(1, dtype=torch.int64)  # steps taken
+
+    def select(self, proposal, masked, quota):
+        step, left = int(proposal.history), int(masked.sum())
+        proposal.history.add_(1)
+        t, s = (1 - at / self.steps for at in (step, step + 1))
+        cap = round(left * (1 - get_schedule(self.schedule).reverse_mask_prob(s, t)))
+        _, order = surest_first(proposal.confidence, masked)
+        first = torch.zeros_like(masked).scatter(1, order[:, :cap], True)
+        return super().select(proposal, masked, quota) & first
+
+
+@for_the_reason(CAPPED)
+def test_with_a_threshold_that_waits_for_the_schedule_the_canvases_are_the_published_ones(model, case):
+    sampler = sampler_of(model, case)
+    sampler.rule = Capped(
+        threshold=case["params"]["threshold"], steps=case["params"]["steps"], schedule=SCHEDULES[case["scheduler"]]
+    )
+    assert written_by(sampler, case) == canvases_of(case, model)
+
+
+@for_the_reason(TIE)
+def test_where_the_runs_part_two_positions_are_equally_sure(model, case):
+    got, sure = run_by(sampler_of(model, case), case)
+    want = canvases_of(case, model)
+    parted = next(number for number, pair in enumerate(zip(got, want, strict=False)) if pair[0] != pair[1])
+    for row, (ours, theirs) in enumerate(zip(got[parted], want[parted], strict=True)):
+        (left, right) = [at for at in range(len(ours)) if ours[at] != theirs[at]] or (0, 0)
+        if left != right:
+            assert ours[left] != got[parted - 1][row][left] == theirs[left]  # here the left one is written
+            confidence = sure[parted - 1][row]
+            torch.testing.assert_close(confidence[left], confidence[right], rtol=1e-6, atol=0)
 
 
 def test_the_figures_in_the_readme_are_these():
