@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import pyte
 
 PATIENCE = 60.0  # seconds until a command that says nothing is ended
-FRAME = re.compile(r"(?=\r\x1b\[2K)")  # where the live view goes back to draw the next frame
+FRAME = re.compile(r"(?=\r(?:\x1b\[\d+A|\x1b\[2K))")  # where the live view goes back to draw the next frame
 # What no two runs share.
 CLOCKS = ((r"\d+\.\d+\s+s\b", "N s"), (r"\b\d+\s+tokens/s", "N tokens/s"))
 

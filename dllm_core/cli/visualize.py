@@ -160,6 +160,7 @@ def _view(trace: Trace, number: int, console: Console, stop: int) -> LiveView:
         mask_id=trace.mask_id,
         special_ids=trace.special_ids,
         steps=row.steps,
+        overhead=1.0,  # nothing else is to be done
     )
 
 

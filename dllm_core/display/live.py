@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from rich.live import Live
 from rich.text import Text
 
 from dllm_core.display.cells import Cells, edited, grown_older, growth, rewritten
+from dllm_core.display.frames import Frames
 from dllm_core.display.text import (
     Glyphs,
     TokenText,
@@ -29,7 +29,7 @@ from dllm_core.display.text import (
 
 if TYPE_CHECKING:
     import torch
-    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.console import Console
 
     from dllm_core.samplers.output import Edit, Step
 
@@ -74,6 +74,7 @@ class LiveView:
         forward_passes: says how many there were by now; None: a step is counted as one.
         pause: for demonstrations: draw every step, and wait so many seconds after it ...
         pauses: ... until so many seconds were waited in all.
+        overhead: the largest share of the time that drawing may take.
 
     Example::
 
@@ -96,8 +97,9 @@ class LiveView:
         forward_passes: Callable[[], int] | None = None,
         pause: float = 0.0,
         pauses: float = 0.0,
+        overhead: float = LARGEST_OVERHEAD,
     ) -> None:
-        self._live = Live(console=console, transient=True, auto_refresh=False, vertical_overflow="crop")
+        self._frames = Frames(console)
         self._console = console
         self._rows = rows
         self._mask_id, self._special_ids = mask_id, frozenset(special_ids)
@@ -108,7 +110,6 @@ class LiveView:
         self._edits: list[Sequence[Sequence[Edit]]] = []  # since the last frame, step by step
         self._edit_count = 0
         self._seen: set[int] = set()
-        self._drawn: tuple[int, list[int]] = (0, [])  # the width of the terminal, and the cells of each line
         self._tokens = tokens
         self._steps, self._blocks = steps, blocks
         self._forward_passes = forward_passes
@@ -117,18 +118,18 @@ class LiveView:
         self._share = 0.0
         self._began = time.perf_counter()
         self._pause, self._pauses = pause, pauses
+        self._overhead = overhead
         self._paused = 0.0
         self._next_frame = 0.0
         self._parts: list[str] = []
 
     def __enter__(self) -> LiveView:
-        self._live.start()
+        self._frames.__enter__()
         self._draw()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._make_room()
-        self._live.stop()
+    def __exit__(self, *error: object) -> None:
+        self._frames.__exit__(*error)
 
     def show(self, step: Step) -> None:
         """Take note of a step, and draw it where a frame is due."""
@@ -140,7 +141,7 @@ class LiveView:
         self._take(step)
         self._draw()
         drawn = time.perf_counter()
-        self._next_frame = drawn + max(1 / FRAMES_PER_SECOND, (drawn - now) / LARGEST_OVERHEAD)
+        self._next_frame = drawn + max(1 / FRAMES_PER_SECOND, (drawn - now) / self._overhead)
         if slowly:
             time.sleep(self._pause)
             self._paused += self._pause
@@ -199,28 +200,22 @@ class LiveView:
         return Cells(cells.ids[first:last], cells.ages[first:last])
 
     def _draw(self) -> None:
-        self._make_room()
-        self._live.update(self, refresh=True)
+        self._frames.draw(self.lines())
 
-    def _make_room(self) -> None:
-        """A terminal that became narrower has folded the lines of the last frame: take away all that it made of them.
-
-        The cursor is left as many lines below as rich believes it to be.
-        """
-        width, (before, cells) = self._console.size.width, self._drawn
-        if cells and width < before:
-            height = sum(max(-(-count // width), 1) for count in cells)
-            up = f"\x1b[{height - 1}A" if height > 1 else ""
-            self._console.file.write(f"\r{up}\x1b[J" + "\n" * (len(cells) - 1))
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+    def lines(self) -> list[Text]:
+        """The lines of the frame now, none longer than the terminal is wide."""
+        console = self._console
         height = max(console.size.height - 1, 3)
-        glyphs, width = glyphs_for(console.encoding), options.max_width
+        glyphs, width = glyphs_for(console.encoding), console.size.width
         legend = [legend_text(self._seen, width)] if height >= LOWEST_WITH_LEGEND else []
-        lines = list(self._row_lines(console, width, height - 2 - len(legend), glyphs))
-        lines += [progress_text(done=self._share, parts=self._parts, width=width, glyphs=glyphs), *legend]
-        self._drawn = width, [line.cell_len for line in lines]
-        yield from lines
+        lines = [
+            *self._row_lines(console, width, height - 2 - len(legend), glyphs),
+            progress_text(done=self._share, parts=self._parts, width=width, glyphs=glyphs),
+            *legend,
+        ]
+        for line in lines:
+            line.truncate(width, overflow="crop")
+        return lines
 
     def _row_lines(self, console: Console, width: int, height: int, glyphs: Glyphs) -> Iterator[Text]:
         """The rows that fit into `height` lines, each above a blank line."""

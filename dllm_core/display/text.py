@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from operator import itemgetter
 
 from rich.cells import chop_cells
 from rich.text import Text
@@ -213,25 +214,41 @@ def canvas_text(
         special_ids: those that the finished text leaves out, above all the end of sequence; shown as a dim dot.
         boundaries: positions, those that were deleted not counted, in front of which a block begins.
     """
+    parts = _canvas_parts(ids, ages, tokens, mask_id, frozenset(special_ids), boundaries, glyphs)
+    text = Text()
+    for style, run in itertools.groupby(parts, key=itemgetter(1)):  # each piece of its own would be written for itself
+        text.append(shown_as("".join(shown for shown, _ in run), encoding), style)
+    return text
+
+
+def _canvas_parts(
+    ids: Sequence[int],
+    ages: Sequence[int],
+    tokens: TokenText,
+    mask_id: int,
+    special_ids: Collection[int],
+    boundaries: Collection[int],
+    glyphs: Glyphs,
+) -> Iterator[tuple[str, str]]:
+    """The text of a row and its style, piece by piece."""
     live = [place for place, age in enumerate(ages) if age > Age.LEAVING]
     deleted = _deleted_before(live, ids, ages)
 
     def one(token: int) -> str:
         return glyphs.mask if token == mask_id else glyphs.special if token in special_ids else tokens.alone(token)
 
-    text, written = Text(), 0
+    written = 0
     parts = _parts(
         [ids[place] for place in live], [ages[place] for place in live], tokens, mask_id, special_ids, glyphs
     )
     for length, shown, style in [*parts, (1, "", "")]:
         for place in range(written, written + length):
             if place in boundaries:
-                text.append(glyphs.boundary, SPECIAL_STYLE)
+                yield glyphs.boundary, SPECIAL_STYLE
             for token, age in deleted.get(place, ()):
-                text.append(shown_as(one(token).replace(REPLACEMENT, glyphs.partial), encoding), STYLES[age])
-        text.append(shown_as(shown, encoding), style)
+                yield one(token).replace(REPLACEMENT, glyphs.partial), STYLES[age]
+        yield shown, style
         written += length
-    return text
 
 
 def _deleted_before(live: Sequence[int], ids: Sequence[int], ages: Sequence[int]) -> dict[int, list[tuple[int, int]]]:

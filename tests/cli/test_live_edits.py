@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Group
 
 from dllm_core.display import live
 from dllm_core.display.cells import shade
@@ -27,11 +28,12 @@ def clock(monkeypatch):
         return moment.now
 
     monkeypatch.setattr(live, "time", SimpleNamespace(perf_counter=later, sleep=lambda seconds: None))
-    monkeypatch.setattr(live, "LARGEST_OVERHEAD", 1e9)
+    monkeypatch.setitem(LiveView.__init__.__kwdefaults__, "overhead", 1e9)
 
 
 def styled(terminal: Terminal, view: LiveView, line: int = 1) -> dict[str, str]:
-    return {s.text: str(s.style) for s in terminal.console.render_lines(view, pad=False)[line] if s.text.strip()}
+    lines = terminal.console.render_lines(Group(*view.lines()), pad=False)
+    return {s.text: str(s.style) for s in lines[line] if s.text.strip()}
 
 
 def edit_step(index: int, text: str, *edits: Edit) -> Step:
