@@ -21,7 +21,7 @@ from dllm_core.display.edit_view import EditView, heat_text
 from dllm_core.display.text import glyphs_for
 from dllm_core.editing import Edited, EditSession, Layout, Span, lay_out, tokenized, unified_diff, write_log
 from dllm_core.editing.distance import edit_distance
-from dllm_core.editing.draft import line_of, line_starts
+from dllm_core.editing.draft import line_of, line_starts, shown_to_models
 from dllm_core.editing.window import window_of
 from dllm_core.errors import PromptError
 
@@ -140,7 +140,7 @@ def laid_out(
     """
     if denoiser.tokenizer is None:
         raise PromptError("this checkpoint has no tokenizer, so it cannot edit a text; save it with one")
-    prefix = prefix_of(denoiser, text, instruction)
+    prefix = prefix_of(denoiser, shown_to_models(text), instruction)
     draft = tokenized(text, denoiser.tokenizer)
     if denoiser.mask_token_id in draft.ids:
         raise PromptError("the file holds the model's mask token; take it out, or have it filled: dllm run --infill")
@@ -151,7 +151,7 @@ def laid_out(
     if instruction is not None:
         room = taken + (room - taken) // 2  # the text that the model sees stands in the instruction as well
     window = window_of(draft, regions if named else (), taken=taken, context=room)
-    prefix = prefix_of(denoiser, text[slice(*window)], instruction)
+    prefix = prefix_of(denoiser, shown_to_models(text[slice(*window)]), instruction)
     return lay_out(prefix, draft, regions, protected, window=window)
 
 

@@ -7,6 +7,8 @@ that no edit has touched is written as the characters that it was made of.
 from __future__ import annotations
 
 import bisect
+import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,6 +17,10 @@ from dllm_core.errors import OptionError, PromptError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+PAIR = "\r\n"
+LONE_LINE_FEED = re.compile(r"(?<!\r)\n")
 
 
 class Span(NamedTuple):
@@ -56,8 +62,18 @@ class Draft:
         return Draft(self.text[start:stop], self.ids[first:last], spans), start
 
 
+def has_pairs(text: str) -> bool:
+    """Whether all of its lines end with carriage return and line feed."""
+    return PAIR in text and not LONE_LINE_FEED.search(text)
+
+
+def shown_to_models(text: str) -> str:
+    """The text with line feeds alone where its lines all end with pairs: what models know, and what editors show."""
+    return text.replace(PAIR, "\n") if has_pairs(text) else text
+
+
 def tokenized(text: str, tokenizer: PreTrainedTokenizerBase) -> Draft:
-    """The tokens of a text and where they stand.
+    """The tokens of a text and where they stand. A pair at the end of a line is read as a line feed, and stays a pair.
 
     Raises:
         PromptError: the tokenizer does not say where.
@@ -67,8 +83,13 @@ def tokenized(text: str, tokenizer: PreTrainedTokenizerBase) -> Draft:
             f"{type(tokenizer).__name__} does not say which characters a token stands for, so unedited text could not "
             "be kept as it is; save the model with a fast tokenizer (tokenizer.json)"
         )
-    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    return Draft(text, list(found["input_ids"]), [Span(*pair) for pair in found["offset_mapping"]])
+    shown = shown_to_models(text)
+    found = tokenizer(shown, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    spans = [Span(*pair) for pair in found["offset_mapping"]]
+    if shown != text:
+        places = [0, *itertools.accumulate(1 + (letter == "\n") for letter in shown)]
+        spans = [Span(places[start], places[stop]) for start, stop in spans]
+    return Draft(text, list(found["input_ids"]), spans)
 
 
 def line_span(text: str, first: int, last: int, *, flag: str) -> Span:

@@ -7,12 +7,11 @@ before their step, ``old``, ``new``, ``step``, ``time`` and ``probability``.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dllm_core.editing.draft import Draft, Span, line_of, line_starts
+from dllm_core.editing.draft import LONE_LINE_FEED, PAIR, Draft, Span, has_pairs, line_of, line_starts
 from dllm_core.editing.log import Edit, EditLog, LogStep, digest, hunks_between
 from dllm_core.editing.pieces import NEW, Piece, pieces_of, texts
 from dllm_core.errors import DllmError, PromptError
@@ -21,9 +20,6 @@ if TYPE_CHECKING:
     from dllm_core.models.denoiser import Denoiser
     from dllm_core.samplers.base import Sampler
     from dllm_core.samplers.output import SampleStats
-
-
-LONE_LINE_FEED = re.compile(r"(?<!\r)\n")
 
 
 class Operation(Protocol):
@@ -161,7 +157,7 @@ class EditSession:
         self.sampler = sampler
         self.state = sampler.start_edit([layout.row], locked=[layout.all_locked], gaps=[layout.gaps])
         self.pieces = pieces_of(layout.draft)
-        self._has_pairs = "\r\n" in layout.text and not LONE_LINE_FEED.search(layout.text)
+        self._has_pairs = has_pairs(layout.text)
         self.texts, self._end = self._texts(self.pieces)
         self.log = EditLog(digest(layout.text), about=about)
         self.kinds: dict[int, str] = {}  # of the tokens that edits have put there, by key
@@ -279,7 +275,7 @@ class EditSession:
 
     def _decode(self, ids: list[int]) -> str:
         text = self._denoiser.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-        return LONE_LINE_FEED.sub("\r\n", text) if self._has_pairs else text
+        return LONE_LINE_FEED.sub(PAIR, text) if self._has_pairs else text
 
     @property
     def _denoiser(self) -> Denoiser:

@@ -22,10 +22,10 @@ TEXTS = st.text(LETTERS, min_size=1, max_size=40)
 SAMPLE = "def añb(int):\r\n\tret 日😀\n  ret int"
 
 
-def edited(text: str, seed: int, regions=None, protected=()) -> EditSession:
+def edited(text: str, seed: int, regions=None, protected=(), *, plain: bool = False) -> EditSession:
     regions = [Span(0, len(text))] if regions is None else regions
     layout = lay_out([], tokenized(text, tokenizer()), regions, protected, window=Span(0, len(text)))
-    session = EditSession(ScriptedSampler(seed), layout, {})
+    session = EditSession(ScriptedSampler(seed, plain=plain), layout, {})
     while not session.finished:
         session.step()
     return session
@@ -88,6 +88,23 @@ def test_the_text_is_that_of_the_samplers_tokens(text, seed):
         assert session.text == tokenizer().decode(session.state.rows[1:])
         shown = [(part, kind) for part, kind in session.marked if kind != "delete"]
         assert "".join(part for part, _ in shown) == session.text
+
+
+@pytest.mark.parametrize("text", ["int\r\nret\r\n", "\r\n\r\n a\r\n\r\nint", "日\r\n😀é\r\n", "a\rb\r\n"])
+def test_pairs_at_the_ends_of_lines_are_read_as_line_feeds_and_stay_pairs(text):
+    draft = tokenized(text, tokenizer())
+    assert draft.ids == tokenizer()(text.replace("\r\n", "\n"))["input_ids"]
+    covered = {place for span in draft.spans for place in range(*span)}
+    assert covered == set(range(len(text)))
+    for seed in range(20):
+        session = edited(text, seed, plain=True)
+        assert "\n" not in session.text.replace("\r\n", "")
+        assert session.text.replace("\r\n", "\n") == tokenizer().decode(session.state.rows)
+
+
+def test_line_ends_of_both_kinds_are_read_as_they_are():
+    draft = tokenized("a\r\nb\n", tokenizer())
+    assert tokenizer().decode(draft.ids) == "a\r\nb\n"
 
 
 def test_tokens_of_one_character_are_edited_together_or_decoded():
