@@ -167,7 +167,7 @@ def evaluate(arguments: EvalArguments) -> None:
             page = eval_page(report, results, traces, tolerance=preset.tolerance if preset else None)
             write_whole(arguments.output / PAGE, page)
         if arguments.as_json:
-            click.echo(json.dumps(report, indent=2))
+            click.echo(json.dumps(report, indent=2, default=str))
         else:
             show(results, tolerance=preset.tolerance if preset else None)
     leave()
@@ -362,7 +362,7 @@ def as_data(
 
 def write_results(arguments: EvalArguments, report: dict[str, object], results: Sequence[TaskResult]) -> None:
     """The results file, and one file of samples a task where they are wanted."""
-    write_whole(arguments.output / RESULTS, json.dumps(report, indent=2) + "\n")
+    write_whole(arguments.output / RESULTS, json.dumps(report, indent=2, default=str) + "\n")
     for result in results if arguments.log_samples else ():
         for task, rows in result.samples.items():
             name = "-".join(dict.fromkeys((result.plan.name.replace("/", "_"), task)))

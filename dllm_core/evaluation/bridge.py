@@ -29,6 +29,7 @@ from dllm_core.evaluation.processes import gathered, own_share, rank_and_size
 from dllm_core.evaluation.settings import OF_LIKELIHOOD, Generation, generation_from
 from dllm_core.evaluation.texts import cut_at_stops, encode_pair, encode_prompt, fit_prefix
 from dllm_core.models.loading import load
+from dllm_core.samplers import parts
 from dllm_core.samplers.view import BLOCK_CAUSAL
 
 if TYPE_CHECKING:
@@ -91,6 +92,9 @@ class DiffusionLM(LM):
         max_batch_size: lm-eval passes it; there is no automatic batch size, so it must be None.
         options: of the sampler; ``guidance_scale`` is the likelihood's too.
 
+    Attributes:
+        settings: what is in force, by ``sampler``, ``options`` and ``likelihood``; tasks may set more (`Generation`).
+
     Raises:
         OptionError: an unknown option or a value out of range.
         PromptError: the model has no tokenizer.
@@ -151,6 +155,7 @@ class DiffusionLM(LM):
             "seed": self.seed,
         }
         self.likelihood = from_mapping(LikelihoodOptions, own | rest, what="likelihood")
+        self.settings = {"sampler": sampler, "options": parts.in_force(made), "likelihood": asdict(self.likelihood)}
 
     @property
     def tokenizer_name(self) -> str:

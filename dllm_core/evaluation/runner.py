@@ -80,6 +80,7 @@ class TaskResult:
 
     Args:
         plan: what was asked for.
+        settings: what was in force, see `DiffusionLM`.
         metrics: by task or group, then by lm-eval's name of the metric; values between 0 and 1 or as the metric says.
         versions: of the tasks.
         documents: how many were asked, by task.
@@ -91,6 +92,7 @@ class TaskResult:
     """
 
     plan: TaskPlan
+    settings: Mapping[str, object]
     metrics: Mapping[str, Mapping[str, float]]
     versions: Mapping[str, object]
     documents: Mapping[str, int]
@@ -118,6 +120,7 @@ class TaskResult:
         """For the results file, without time and samples."""
         return {
             "plan": asdict(self.plan) | {"label": self.plan.name},
+            "settings": self.settings,
             "metric": self.metric,
             "score": self.score,
             "standard_error": self.standard_error,
@@ -190,6 +193,7 @@ def evaluate(
     batches, errors = lm.journal.batches(lm.asked), lm.standard_errors(lm.asked)
     return TaskResult(
         plan=plan,
+        settings=lm.settings,
         metrics={name: values for name, values in metrics.items() if values},
         versions={name: version for part in parts for name, version in part["versions"].items()},
         documents=documents,

@@ -116,6 +116,9 @@ def test_results_say_what_they_are_made_of(capsys, tasks, data, tmp_path):
     assert (qa["score"], choice["score"]) == (100.0, 100.0)
     assert (qa["documents"], qa["cost"]["requests"]) == ({"acme_qa": 3}, 3)
     assert 0 < qa["cost"]["forward_passes"] <= 2 * 8
+    assert qa["settings"]["sampler"] == choice["settings"]["sampler"] == "mdlm"
+    assert (qa["settings"]["options"]["confidence"], qa["settings"]["options"]["commit"]) == ("probability", "quota")
+    assert choice["settings"]["likelihood"]["mc_num"] == 7
     assert choice["likelihood"]["mean"] == 0.0  # three tokens have seven sets of masks, all computed
     assert report["versions"]["lm_eval"]
     assert report["versions"]["plugins"]["llada"]
