@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
@@ -19,6 +20,8 @@ from dllm_core.samplers.view import BLOCK_CAUSAL, FULL, Answer, View, in_the_mod
 
 if TYPE_CHECKING:
     from dllm_core.samplers.compiled import CompiledSteps
+
+MEMINFO = Path("/proc/meminfo")  # where Linux tells how much memory is left
 
 
 class CacheRun:
@@ -287,7 +290,7 @@ class FinishedBlocks(CachePolicy):
 
 
 def check_memory(needed: int, rows: int, length: int, device: torch.device) -> None:
-    """Refuse a cache that a GPU has no room for, before any of it is taken.
+    """Refuse a cache that there is no room for, before any of it is taken.
 
     Args:
         needed: bytes, for keys and values of ``rows`` rows of ``length`` positions.
@@ -295,11 +298,21 @@ def check_memory(needed: int, rows: int, length: int, device: torch.device) -> N
     Raises:
         OptionError: fewer bytes are free.
     """
-    if device.type != "cuda":
-        return
-    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    if needed > free:
+    free = free_bytes(device)
+    if free is not None and needed > free:
         raise OptionError(
             f"the cache of {rows} rows of {length} positions takes {needed / 1e9:.1f} GB, of which {free / 1e9:.1f} GB "
-            "are free; give fewer prompts at once, lower max_new_tokens, or use cache='none'"
+            f"are free on {device}; give fewer prompts at once, lower max_new_tokens, or use cache='none'"
         )
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """The memory that a run can still take: of a GPU, or of this machine where the kernel says so; else None."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    # Without this a CPU run is ended by the kernel, without a word, once it touches what it was given.
+    if device.type != "cpu" or not MEMINFO.exists():
+        return None
+    lines = MEMINFO.read_text(encoding="ascii").splitlines()
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)

@@ -277,6 +277,20 @@ def test_memory_is_stated_before_it_is_taken(monkeypatch):
     assert state.stats.cache_bytes == taken[0][0] == 2 * layers * 3 * heads * slots * size * 8  # float64
 
 
+def test_a_cache_without_room_is_refused_before_it_is_taken(monkeypatch, tmp_path):
+    told = tmp_path / "meminfo"
+    told.write_text("MemTotal:       99999999 kB\nMemAvailable:          1 kB\n", encoding="ascii")
+    monkeypatch.setattr(kept, "MEMINFO", told)
+    taken = BlockCache.bytes_needed(model().bare_model.config, 1, 8, model().dtype)
+    assert kept.free_bytes(torch.device("cpu")) == 1024 < 4 * taken
+    with pytest.raises(OptionError, match=r"^the cache of 3 rows of 20 positions takes 0.0 GB, of which .* use cache="):
+        sampler("dual", model()).start(PROMPTS)
+    assert sampler("none", model()).start(PROMPTS).stats.cache_bytes == 0
+    told.unlink()  # a system that does not say
+    assert kept.free_bytes(torch.device("cpu")) is None
+    assert sampler("dual", model()).start(PROMPTS).stats.cache_bytes > 1024
+
+
 def test_what_moved_is_computed_beside_the_block():
     before = torch.tensor([[[[1.0, 0.0], [1.0, 0.0], [0.0, 2.0], [9.0, 9.0]]]])
     after = torch.tensor([[[[0.0, 1.0], [3.0, 0.0], [1.0, 1.0], [0.0, 0.0]]]])
