@@ -11,7 +11,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from dllm_core.evaluation.benchmark import Measurement
 
-WIDE = 110  # columns of a terminal that has room for the counts too
+GAP = 2  # columns of the terminal between two of the table
 Value = Callable[["Measurement"], str]
 
 RATES: dict[str, Value] = {
@@ -26,6 +26,8 @@ COUNTS: dict[str, Value] = {
     "logit rows": lambda each: f"{each.stats.logit_rows:,}",
     "syncs": lambda each: f"{each.stats.host_syncs:,}",
 }
+
+LEAST_TELLING = ("fwd/s", "tok/fwd", "ratio", "right")
 
 
 def columns(found: Sequence[Measurement]) -> dict[str, Value]:
@@ -49,13 +51,29 @@ def cells_of(measurement: Measurement, found: Sequence[Measurement]) -> list[str
     return [str(number), measurement.cell.label, *(value(measurement) for value in columns(found).values())]
 
 
+def columns_for(found: Sequence[Measurement], width: int) -> dict[str, Value]:
+    """The columns that a terminal of so many columns has room for beside the settings.
+
+    The counts stand there where every setting fits on one line; the least telling rates go where one of its words would
+    be broken.
+    """
+    shown = columns(found)
+    labels = [each.cell.label for each in found]
+    whole, word = max(map(len, labels)), max(len(word) for label in labels for word in label.split())
+    number = len(str(len(found))) + GAP
+    for setting, least in ((whole, COUNTS), *((word, [rate]) for rate in LEAST_TELLING)):
+        taken = sum(GAP + max(len(name), *(len(value(each)) for each in found)) for name, value in shown.items())
+        if number + max(setting, len("setting")) + taken <= width:
+            break
+        shown = {name: value for name, value in shown.items() if name not in least}
+    return shown
+
+
 def table(found: Sequence[Measurement], width: int) -> Table:
     """For a terminal of so many columns."""
-    shown = {
-        name: value for name, value in columns(found).items() if width >= WIDE or name not in COUNTS | {"syncs": 0}
-    }
-    built = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    built.add_column("#", justify="right", style="dim")
+    shown = columns_for(found, width)
+    built = Table(box=None, pad_edge=False, header_style="bold", padding=(0, GAP, 0, 0))
+    built.add_column("#", justify="right", style="dim", no_wrap=True)
     built.add_column("setting", overflow="fold", ratio=1)
     for name in shown:
         built.add_column(name, justify="right", no_wrap=True)

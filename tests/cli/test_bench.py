@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import builtins
+import io
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 import dllm_core as dllm
 from dllm_core.cli import main
 from dllm_core.cli.bench import EPILOG
-from dllm_core.cli.bench_table import header, table
+from dllm_core.cli.bench_table import columns_for, header, table
 from dllm_core.errors import OptionError
-from dllm_core.evaluation.benchmark import Benchmark, Exercise
+from dllm_core.evaluation.benchmark import Benchmark, Exercise, Measurement
 from dllm_core.evaluation.grid import Cell, grid, parse_varied
+from dllm_core.samplers.output import SampleStats
 
 
 @pytest.fixture
@@ -186,6 +189,25 @@ def test_counts_are_shown_where_there_is_room() -> None:
     narrow, wide = (table(benchmark.measurements, width) for width in (80, 120))
     assert "positions" not in [column.header for column in narrow.columns]
     assert [column.header for column in wide.columns] == header(benchmark.measurements)
+
+
+def test_a_narrow_terminal_keeps_settings_whole_and_drops_columns() -> None:
+    labels = [f"fastdllm/{name} cache=delayed commit=threshold" for name in ("fast", "wino")]
+    found = [
+        Measurement(Cell(sampler="core/mdlm", label=label), {}, SampleStats(tokens=9, seconds=1.0), answered=1)
+        for label in labels
+    ]
+    shown = {width: list(columns_for(found, width)) for width in (150, 120, 80, 60, 40)}
+    assert shown[150] == header(found)[2:]
+    assert shown[120] == shown[80] == ["tokens/s", "tok/fwd", "fwd/s", "ratio", "right"]
+    assert shown[40] == ["tokens/s", "right"]
+    for width in shown:
+        with (console := Console(width=width, file=io.StringIO())).capture() as captured:
+            console.print(table(found, width))
+        lines = captured.get().splitlines()
+        assert all(len(line) <= width for line in lines)
+        words = {word for line in lines for word in line.split()}
+        assert {word for label in labels for word in label.split()} | {"1", "2"} <= words
 
 
 def test_the_examples_of_the_help_run(bench, monkeypatch, tmp_path: Path) -> None:
