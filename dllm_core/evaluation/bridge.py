@@ -19,7 +19,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from rich.console import Console
 from rich.progress import track
 
-from dllm_core import samplers
+from dllm_core import registry, samplers
 from dllm_core.config import at_least, from_mapping, one_of
 from dllm_core.errors import OptionError, PromptError
 from dllm_core.evaluation.estimates import LikelihoodOptions, estimate, number_of_copies, piece_lengths
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
     from dllm_core.models import Denoiser
+    from dllm_core.samplers.base import Sampler
     from dllm_core.samplers.output import SampleOutput, Step
     from dllm_core.samplers.state import SamplerState
 
@@ -146,6 +147,7 @@ class DiffusionLM(LM):
         self.options = {name: value for name, value in options.items() if name not in OF_LIKELIHOOD}
         one_of("likelihood", likelihood, (None, "masked", "block"))
         made = samplers.sampler(sampler, self.denoiser, **self.options)
+        self.edits = registry.find("sampler", sampler).spec.edits
         by_block = made.attention == BLOCK_CAUSAL if likelihood is None else likelihood == "block"
         own = {name: options[name] for name in ("mc_num", "levels", "end_in_view") if name in options}
         rest = {
@@ -182,6 +184,8 @@ class DiffusionLM(LM):
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """The completion of each prompt, up to its stop strings; a prompt that holds mask tokens is filled instead.
+
+        A sampler whose spec says that it edits takes the prompt for a draft, and the answer is what becomes of it.
 
         Raises:
             OptionError: a task sets what the sampler does not know.
@@ -227,8 +231,7 @@ class DiffusionLM(LM):
             request = self._generation_request("", 0, text, how)
             options = {**request.generation.options, "seed": [request.seed]}
             sampler = samplers.sampler(self.sampler, self.denoiser, **options)
-            start = sampler.start_infill if self._has_masks(request) else sampler.start
-            state = start([list(request.prefix)])
+            state = self._begun(sampler, [request])
             watcher.begin(state, [text], self.denoiser.pad_token_id)
             while not state.finished:
                 watcher.show(sampler.step(state))
@@ -265,6 +268,9 @@ class DiffusionLM(LM):
         if self.denoiser.mask_token_id in ids:
             return Request(key, tuple(ids), (), seed, how)
         options = how.options
+        if self.edits:
+            own = {name: value for name, value in options.items() if name not in ("max_new_tokens", "max_length")}
+            return Request(key, tuple(ids), (), seed, replace(how, options=own))
         if not {"max_new_tokens", "max_length"} & set(options):
             how = replace(how, options={**options, "max_new_tokens": DEFAULT_NEW_TOKENS})
         room = how.options.get("max_new_tokens") or 1
@@ -318,11 +324,19 @@ class DiffusionLM(LM):
     def _generate(self, batch: Sequence[Request]) -> Batch:
         options = {**batch[0].generation.options, "seed": [request.seed for request in batch]}
         sampler = samplers.sampler(self.sampler, self.denoiser, **options)
-        prompts = [list(request.prefix) for request in batch]
-        output = sampler.infill(prompts) if self._has_masks(batch[0]) else sampler.sample(prompts)
+        state = self._begun(sampler, batch)
+        while not state.finished:
+            sampler.step(state)
+        output = sampler.finish(state)
         texts = [cut_at_stops(t, r.generation.stops) for t, r in zip(output.texts, batch, strict=True)]
         answers = {request.key: text for request, text in zip(batch, texts, strict=True)}
         return Batch(answers, output.stats.forward_passes, output.stats.tokens, output.stats.seconds)
+
+    def _begun(self, sampler: Sampler, batch: Sequence[Request]) -> SamplerState:
+        prompts = [list(request.prefix) for request in batch]
+        if self.edits:
+            return sampler.start_edit(prompts)
+        return sampler.start_infill(prompts) if self._has_masks(batch[0]) else sampler.start(prompts)
 
     def _score(self, batch: Sequence[Request]) -> Batch:
         started = time.perf_counter()

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dllm_core import registry
 from dllm_core.errors import DataError
 from dllm_core.evaluation.estimates import LikelihoodOptions
 from dllm_core.evaluation.plan import TaskPlan
@@ -85,8 +86,9 @@ def _own_length(task: Task) -> int:
 
 
 def _passes(counts: Counter[str], plan: TaskPlan, batch_size: int, own_length: int) -> int:
-    options, own = plan.options, LikelihoodOptions()
-    steps = options.get("steps") or options.get("max_new_tokens") or own_length
+    preset = registry.find("sampler", plan.sampler).spec.defaults if plan.sampler else {}
+    options, own = {**preset, **plan.options}, LikelihoodOptions()
+    steps = next(filter(None, map(options.get, ("max_passes", "steps", "max_new_tokens"))), own_length)
     texts = counts["generate_until"]
     copies = (sum(counts.values()) - texts) * options.get("mc_num", own.mc_num)
     return math.ceil(texts / batch_size) * steps + math.ceil(copies / options.get("mc_batch_size", own.batch_size))

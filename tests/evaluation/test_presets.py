@@ -39,8 +39,8 @@ def plan_of(preset: str, name: str) -> TaskPlan:
 
 def test_each_published_table_has_its_preset():
     assert {name.split("/")[1] for name in PRESETS} >= {
-        "llada-tiny", "llada-8b-base", "llada-8b-base-official", "llada-8b-instruct", "llada-1.5", "dream-7b-base",
-        "dream-7b-base-official", "dream-7b-instruct", "a2d-qwen3-0.6b-mdlm", "a2d-qwen3-0.6b-bd3lm",
+        "llada-tiny", "editflow-tiny", "llada-8b-base", "llada-8b-base-official", "llada-8b-instruct", "llada-1.5",
+        "dream-7b-base", "dream-7b-base-official", "dream-7b-instruct", "a2d-qwen3-0.6b-mdlm", "a2d-qwen3-0.6b-bd3lm",
         "a2d-coder-0.5b-mdlm", "a2d-coder-0.5b-bd3lm", "bert-chat-base", "bert-chat-large", "fast-dllm-llada-256",
         "fast-dllm-llada-512", "fast-dllm-dream-256", "fast-dllm-dream-512",
     }  # fmt: skip
@@ -55,7 +55,7 @@ def test_names_families_and_tasks_exist(name):
     for adapter in preset.adapters:
         registry.find("adapter", adapter)
         check_family(preset, adapter)
-    own = [plan.task for plan in preset.plans if plan.task.startswith(("dllm_", "llada_"))]
+    own = [plan.task for plan in preset.plans if plan.task.startswith(("dllm_", "llada_", "editflow_"))]
     finding.find_tasks(own)
     assert 0 < preset.tolerance <= 2.0
 
@@ -73,7 +73,7 @@ def test_settings_are_options_of_the_sampler(name, plan):
 @pytest.mark.parametrize(("name", "plan"), PLANS, ids=[f"{name}-{plan.name}" for name, plan in PLANS])
 def test_every_plan_is_costed_without_its_data(name, plan):
     assert all(0 < score <= 100 for score in plan.published.values())
-    if plan.task.startswith("llada_tiny"):
+    if plan.task.startswith(("llada_tiny", "editflow_tiny")):
         return  # brings its data
     costed = forecast.stated(plan, limit=None, batch_size=8, problem="no data")
     assert costed.requests == plan.requests
@@ -152,6 +152,34 @@ def test_the_preset_of_a_bundled_checkpoint_has_every_cell_of_its_readme():
     cells = {f"{skill} {order}": float(cell) for skill, *row in table for order, cell in zip(orders, row, strict=True)}
     assert len(cells) == 21
     assert {plan.name: plan.published["readme"] for plan in read_preset("llada-tiny").plans} == cells
+
+
+def test_the_preset_of_the_editing_checkpoint_has_every_line_of_its_readme():
+    text = (ROOT / "plugins/dllm-editflow/README.md").read_text(encoding="utf-8")
+    table = re.findall(r"^\| ([\w ,]+) \| 500 \| ([\d.]+)% \|", text, re.MULTILINE)
+    cells = {"files" if kind.startswith("2 or 3") else kind: float(cell) for kind, cell in table}
+    assert len(cells) == 5
+    assert {plan.name: plan.published["readme"] for plan in read_preset("editflow-tiny").plans} == cells
+
+
+def test_drafts_are_mended_as_the_editing_checkpoint_mends_them(capsys):
+    given = ["eval", "--preset", "editflow-tiny", "--tasks", "no error,3 errors", "--limit", "25", "--device", "cpu"]
+    assert main([*given, "--json"]) == 0
+    clean, mended = json.loads(capsys.readouterr().out)["tasks"]
+    assert (clean["score"], clean["cost"]["forward_passes"]) == (100.0, 1)
+    assert mended["score"] >= 92.0
+    assert mended["cost"]["forward_passes"] > 1
+    assert main([*given, "--json", "--dry-run"]) == 0
+    assert [row["forward_passes"] for row in json.loads(capsys.readouterr().out)["tasks"]] == [64, 64]
+
+
+@pytest.mark.slow
+def test_lines_of_the_editing_readme_come_out_of_the_preset(capsys):
+    assert main(["eval", "--preset", "editflow-tiny", "--device", "cpu", "--json"]) == 0
+    tasks = json.loads(capsys.readouterr().out)["tasks"]
+    assert [one["score"] for one in tasks] == pytest.approx(
+        [one["plan"]["published"]["readme"] for one in tasks], abs=0.05
+    )
 
 
 @pytest.mark.slow

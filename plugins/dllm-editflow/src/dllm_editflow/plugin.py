@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from dllm_core.hookspecs import BundledCheckpoint, ModelAdapterSpec, ObjectiveSpec, SamplerSpec, hookimpl
+from dllm_core.hookspecs import (
+    BundledCheckpoint,
+    EvalPresetSpec,
+    EvalTaskSpec,
+    ModelAdapterSpec,
+    ObjectiveSpec,
+    SamplerSpec,
+    hookimpl,
+)
 from dllm_editflow.models.families import FAMILIES
 
 TINY = BundledCheckpoint(
@@ -56,3 +64,19 @@ def dllm_model_adapters() -> Iterable[ModelAdapterSpec]:
             bundled=(TINY,) if row.model_type == "editflow-llada" else (),
             converter="dllm_editflow.converting:convert",
         )
+
+
+@hookimpl
+def dllm_eval_tasks() -> Iterable[EvalTaskSpec | EvalPresetSpec]:
+    yield EvalTaskSpec(
+        name="editflow_tiny",
+        summary="Held-out functions of editflow-tiny to mend, right to the last character: clean, 1 to 3 errors, files",
+        source="original",
+        target="dllm_editflow:tasks/tiny",
+    )
+    yield EvalPresetSpec(
+        name="editflow-tiny",
+        summary="editflow-tiny on held-out functions, clean ones and with errors, as in its README",
+        source="original",
+        target="dllm_editflow:presets/editflow-tiny.yaml",
+    )
