@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import fields
 from typing import TYPE_CHECKING, TypeVar
 
 from dllm_core import registry
 from dllm_core.config import from_mapping
-from dllm_core.errors import OptionError, did_you_mean
+from dllm_core.errors import ComponentLoadError, OptionError, did_you_mean
 from dllm_core.models import Denoiser, ModelAdapter
 from dllm_core.noise.schedules import get_schedule
 from dllm_core.samplers.cache import CachePolicy
@@ -39,7 +40,8 @@ def build(
     known = option_names(options_class, options)
     for name in options:
         if name not in known:
-            raise OptionError(f"unknown sampler option {name!r}.{did_you_mean(name, known)} {_allowed(known)}")
+            hint = _brought_by(name) or did_you_mean(name, known)
+            raise OptionError(f"unknown sampler option {name!r}.{hint} {_allowed(known)}")
     made = {
         axis: from_mapping(part, _pick(options, part), what=f"{KINDS[axis]} {getattr(shared, axis)}")
         for axis, part in _classes(options_class, options).items()
@@ -127,6 +129,17 @@ def check_against_model(options: MaskedOptions, cache: CachePolicy, denoiser: De
                 raise OptionError(f"{name} holds {token!r}; token ids run from 0 to {denoiser.vocab_size - 1}")
     if len({*options.suppress_tokens, denoiser.mask_token_id}) == denoiser.vocab_size:
         raise OptionError("suppress_tokens leaves no token to choose; leave some out")
+
+
+def _brought_by(name: str) -> str:
+    """A sentence that says which rules or cache policies bring an option; empty where none does."""
+    owners = []
+    for axis, kind in KINDS.items():
+        for component in registry.components(kind):
+            with suppress(ComponentLoadError):  # whoever is broken is not asked for here
+                if name in _names(registry.load(kind, component.full_id)):
+                    owners.append(f"{axis}={component.spec.name}")
+    return f" It goes with {', '.join(owners[:-1])}{' or ' * (len(owners) > 1)}{owners[-1]}." if owners else ""
 
 
 def _names(options_class: type) -> set[str]:

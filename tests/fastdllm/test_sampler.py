@@ -127,5 +127,9 @@ def test_a_preset_takes_another_rule_or_cache():
     sampler = dllm.sampler("fastdllm/dual", model(), commit="frechet", delta=0.3, cache="delayed", delay=1)
     assert (type(sampler.rule).__name__, type(sampler.cache).__name__) == ("Frechet", "Delayed")
     assert sampler.options.suffix_window is None  # the rest of the preset stands
-    with pytest.raises(OptionError, match="unknown sampler option 'threshold'"):
+    with pytest.raises(OptionError, match=r"option 'threshold'. It goes with commit=draft, .* or commit="):
         dllm.sampler("fastdllm/dual", model(), commit="frechet", threshold=0.9)
+    with pytest.raises(OptionError, match=r"unknown sampler option 'delay'. It goes with cache=delayed. Allowed are"):
+        dllm.sampler("fastdllm/dual", model(), delay=2)
+    with pytest.raises(OptionError, match=r"unknown sampler option 'dellay'. Allowed are"):
+        dllm.sampler("fastdllm/dual", model(), dellay=2)
