@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import fcntl
 import os
 import pty
@@ -31,6 +32,7 @@ class Terminal:
     def __init__(self, arguments: Sequence[str], width: int, height: int, **environment: str) -> None:
         self._width, self._height = width, height
         self.output = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a read may end inside a character
         self._file, terminal = pty.openpty()
         self.resize(width, height)
         self._pid = os.fork()
@@ -85,7 +87,7 @@ class Terminal:
                 return
             if not read:
                 return
-            self.output += read.decode("utf-8", errors="replace")
+            self.output += self._decoder.decode(read)
             yield
         os.kill(self._pid, signal.SIGKILL)
         raise AssertionError(f"no end after {PATIENCE} s; the last was {self.output[-500:]!r}")

@@ -12,8 +12,8 @@ from typing import Any
 import click
 
 from dllm_core import __version__
-from dllm_core.cli.errors import say_error
-from dllm_core.errors import DllmError, did_you_mean
+from dllm_core.cli.errors import NamingGroup, explained, say_error
+from dllm_core.errors import DllmError
 from dllm_core.plugins import debugging, one_line
 
 # Name -> (import string, short help). The help stands here so that `dllm --help` imports no command.
@@ -35,7 +35,7 @@ COMMANDS = {
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
-class LazyGroup(click.Group):
+class LazyGroup(NamingGroup):
     """A group whose commands are import strings; help prints the short help that stands beside them.
 
     click's own group would import every command to print its help.
@@ -57,16 +57,6 @@ class LazyGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, short_help) for name, (_, short_help) in self.table.items()])
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        name = args[0]
-        if name not in self.table and not name.startswith("-"):
-            raise click.UsageError(
-                f"No such command {name!r}.{did_you_mean(name, self.table)} Commands: {', '.join(self.table)}", ctx
-            )
-        return super().resolve_command(ctx, args)
 
 
 EPILOG = """\b
@@ -102,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.flush()  # here, where a closed pipe can still be met
     except click.ClickException as error:
         shown = io.StringIO()
-        error.show(shown)
+        explained(error).show(shown)
         say_error(shown.getvalue().rstrip("\n"))
         return error.exit_code
     except click.Abort:

@@ -13,7 +13,7 @@ from dllm_core.cli.errors import fitted, say_error
 from dllm_core.cli.line_editing import remembered_lines
 from dllm_core.cli.run import SamplerChoice, choose_model, default_length, load_model, wants_view
 from dllm_core.config import parse_assignments
-from dllm_core.errors import DllmError
+from dllm_core.errors import DllmError, PromptError
 
 if TYPE_CHECKING:
     from dllm_core.cli.conversation import Conversation
@@ -64,6 +64,11 @@ def command(
     if "max_length" not in options:
         options = default_length(name) | options
     generation = load_model(name, SamplerChoice(chosen, sampler is not None), options, device=device, dtype=dtype)
+    if generation.denoiser.tokenizer.chat_template is None:
+        raise PromptError(
+            f"{name} has no chat template, so it was not trained to answer; "
+            f"let it continue a text: dllm run --model {name} 'your text'"
+        )
 
     from dllm_core.cli.conversation import Conversation
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from dllm_core import registry
 from dllm_core.cli.prompts import expand_blanks
 from dllm_core.config import parse_assignments
+from dllm_core.display.text import harmless
 from dllm_core.errors import OptionError, PromptError
 from dllm_core.samplers import sampler as make_sampler
 from dllm_core.samplers.output import completion_text, cut_at_end
@@ -57,10 +58,8 @@ class Conversation:
             PromptError: the conversation is too long for the model.
         """
         asked = {"role": "user", "content": text}
-        has_template = self.sampler.denoiser.tokenizer.chat_template is not None
-        prompt = [*self.messages, asked] if has_template else text
         answer = ""
-        for part in self._run(self.sampler.start([prompt]), text):
+        for part in self._run(self.sampler.start([[*self.messages, asked]]), text):
             answer += part
             yield part
         self.turns += [asked, {"role": "assistant", "content": answer}]
@@ -107,10 +106,11 @@ class Conversation:
             with view_of_run(Console(stderr=True), self.sampler, state, [caption]) as view:
                 while not state.finished:
                     view.show(self.sampler.step(state))
+        has_blocks = hasattr(state, "block")  # the answers of samplers that edit are settled all at once
         while not state.finished:
-            number = state.block.number
+            number = state.block.number if has_blocks else None
             step = self.sampler.step(state)
-            if state.canvas.completes and (state.block is None or state.block.number != number):
+            if has_blocks and state.canvas.completes and (state.block is None or state.block.number != number):
                 settled = self._settled(state, step)
                 if settled.startswith(said):
                     yield settled[len(said) :]
@@ -181,7 +181,7 @@ def obey(conversation: Conversation, line: str) -> Iterator[str]:
 def show(parts: Iterator[str]) -> None:
     """Print parts as they come, and end the line."""
     for part in parts:
-        sys.stdout.write(part)
+        sys.stdout.write(harmless(part, sys.stdout))
         sys.stdout.flush()
     sys.stdout.write("\n")
     sys.stdout.flush()

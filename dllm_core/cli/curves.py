@@ -12,7 +12,13 @@ from dllm_core.errors import OptionError
 
 
 def is_training(path: Path) -> bool:
-    """Whether a path is a training's folder or log, and no trace."""
+    """Whether a path is a training's folder or log, and no trace.
+
+    Raises:
+        DataError: a folder without a log.
+    """
+    if path.is_dir():
+        plots.read_training_log(path)
     return path.is_dir() or path.name == plots.STATE_FILE
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from dllm_core.cli.errors import NamingGroup
 from dllm_core.errors import DataError
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ Examples:
 """
 
 
-@click.group(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=NamingGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 def command() -> None:
     """Prepare data sets for training, and look at what is learned of them.
 

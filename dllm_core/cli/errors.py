@@ -7,6 +7,31 @@ import sys
 import textwrap
 from typing import TextIO
 
+import click
+
+from dllm_core.errors import did_you_mean
+
+
+class NamingGroup(click.Group):
+    """A group that names its commands where one is asked for that it has not."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        names = self.list_commands(ctx)
+        if args[0] not in names and not args[0].startswith("-"):
+            raise click.UsageError(
+                f"No such command {args[0]!r}.{did_you_mean(args[0], names)} Commands: {', '.join(names)}", ctx
+            )
+        return super().resolve_command(ctx, args)
+
+
+def explained(error: click.ClickException) -> click.ClickException:
+    """The error, which says of a missing option what its help says."""
+    if isinstance(error, click.MissingParameter) and isinstance(error.param, click.Option) and not error.message:
+        error.message = error.param.help
+    return error
+
 
 def say_error(text: str) -> None:
     """Write an error to stderr."""

@@ -14,6 +14,7 @@ import transformers.utils.logging
 from rich.console import Console
 
 from dllm_core import registry
+from dllm_core.cli.blanks import span_of, stretches
 from dllm_core.cli.output import Result
 from dllm_core.cli.prompts import Request, expand_blanks, with_blanks_filled
 from dllm_core.errors import PromptError
@@ -185,7 +186,7 @@ class Generation:
             blanks = one.ids.count(mask)
             text = self._filled(one, completion) if _is_infill(one) else text
             given = len(one.ids) - blanks
-            made = blanks or len(cut_at_end(completion, ends))
+            made = len(completion) - given if blanks else len(cut_at_end(completion, ends))
             results.append(Result(one.request, text, given, made, output.stats, len(group)))
         return results
 
@@ -195,11 +196,13 @@ class Generation:
 
         tokens, hidden, mask = token_text(self.denoiser), special_ids(self.denoiser), self.denoiser.mask_token_id
         places = (place for place, token in enumerate(one.ids) if token == mask)
+        found = stretches(one.ids, ids, mask)
 
         def fill(length: int) -> str:
             own = [next(places) for _ in range(length)]
-            before = tuple(ids[max(own[0] - 1, 0) : own[0]])
-            return tokens.text_after(before, tuple(ids[place] for place in own if ids[place] not in hidden))
+            start, stop = span_of(found, own[0], own[-1] + 1)
+            before = tuple(ids[max(start - 1, 0) : start])
+            return tokens.text_after(before, tuple(token for token in ids[start:stop] if token not in hidden))
 
         return with_blanks_filled(one.request.content, self.denoiser.tokenizer.convert_ids_to_tokens(mask), fill)
 

@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from dllm_core.display.text import glyphs_for
+from dllm_core.display.text import Glyphs, glyphs_for, harmless
 from dllm_core.errors import OptionError
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Results:
             self._count += 1
         self._out.file.flush()
         if not (self._as_json or captions) and self._aside.is_terminal:
-            self._say("\n" + _summary(batch[-1].stats, self._aside))
+            self._say("\n" + summary(batch[-1].stats, self._aside.width, glyphs_for(self._aside.encoding)))
 
     def introduce(self, text: str) -> None:
         """Say what is going to be shown, beside the results."""
@@ -96,9 +96,9 @@ class Results:
             self._write_line("")
         if captions:
             glyphs = glyphs_for(self._out.encoding)
-            self._out.print(Text(f"{glyphs.prompt} {result.request.caption}", "dim"))
+            self._out.print(Text(harmless(f"{glyphs.prompt} {result.request.caption}", self._out.file), "dim"))
         # Behind a captioned text there is a blank line at once: the next one may be drawn live below it.
-        self._write_line(f"{result.text}\n" if captions else result.text)
+        self._write_line(harmless(f"{result.text}\n" if captions else result.text, self._out.file))
 
     def _write_line(self, line: str) -> None:
         """Exactly this line: no console may wrap or colour it."""
@@ -184,11 +184,16 @@ def _record(result: Result, about: Mapping[str, object]) -> dict[str, object]:
     }
 
 
-def _summary(stats: SampleStats, console: Console) -> str:
+def summary(stats: SampleStats, width: int, glyphs: Glyphs) -> str:
+    """What a run took, on lines of at most `width` cells where that is possible."""
     parts = [
-        f"{stats.tokens} tokens",
-        f"{stats.forward_passes} forward passes",
+        f"{stats.tokens} token{'' if stats.tokens == 1 else 's'}",
+        f"{stats.forward_passes} forward pass{'' if stats.forward_passes == 1 else 'es'}",
         f"{stats.seconds:.2f} s",
         f"{stats.tokens_per_second:.0f} tokens/s",
     ]
-    return glyphs_for(console.encoding).separator.join(parts)
+    lines = [parts[0]]
+    for part in parts[1:]:
+        longer = lines[-1] + glyphs.separator + part
+        lines[-1:] = [longer] if len(longer) <= width else [lines[-1], part]
+    return "\n".join(lines)

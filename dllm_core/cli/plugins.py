@@ -12,6 +12,7 @@ import click
 
 from dllm_core import __version__, registry
 from dllm_core.cli import new
+from dllm_core.cli.errors import NamingGroup
 from dllm_core.errors import UnknownComponentError, did_you_mean
 from dllm_core.hookspecs import ModelAdapterSpec, Spec
 from dllm_core.plugins import KINDS, PluginRecord, installed_host, plugin_host
@@ -52,7 +53,12 @@ Examples:
 json_option = click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
 
 
-@click.group(invoke_without_command=True, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=NamingGroup,
+    invoke_without_command=True,
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @json_option
 @click.pass_context
 def command(ctx: click.Context, as_json: bool) -> None:

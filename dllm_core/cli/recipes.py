@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from dllm_core.cli.errors import NamingGroup
 from dllm_core.cli.plugins import group_says_json, json_option
 from dllm_core.errors import UsageError
 
@@ -27,7 +28,12 @@ Examples:
 """
 
 
-@click.group(invoke_without_command=True, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=NamingGroup,
+    invoke_without_command=True,
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @json_option
 @click.pass_context
 def command(ctx: click.Context, as_json: bool) -> None:

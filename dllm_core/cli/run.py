@@ -9,6 +9,7 @@ import os
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -126,6 +127,7 @@ def run(arguments: RunArguments) -> None:
     Raises:
         DllmError: whatever is wrong with the arguments, the prompts or the model.
     """
+    check_files(arguments)
     options = sampler_options(arguments)
     requests = read_requests(arguments.prompt, arguments.prompts_file, infill=arguments.infill)
     check_kinds(arguments, {request.kind for request in requests})
@@ -216,6 +218,15 @@ def check_kinds(arguments: RunArguments, kinds: set[str]) -> None:
         raise OptionError("infilling takes the text as it is; leave out --chat and --system")
     if "messages" in kinds and (arguments.system is not None or arguments.chat is False):
         raise OptionError("a line with messages is a whole chat; leave out --raw, and give the system message there")
+
+
+def check_files(arguments: RunArguments) -> None:
+    """Raise OptionError where one file is to hold two things."""
+    flags = {"--output": arguments.output, "--trace": arguments.trace, "--prompts-file": arguments.prompts_file}
+    named = [(flag, path) for flag, path in flags.items() if path is not None]
+    for (flag, path), (other, other_path) in combinations(named, 2):
+        if path.resolve() == other_path.resolve():
+            raise OptionError(f"{flag} and {other} are both {path}; give two files")
 
 
 def wants_live(arguments: RunArguments) -> bool:

@@ -67,7 +67,7 @@ def command(
     command with --resume goes on from there.
     """
     if output is None and not dry_run:
-        raise click.UsageError("Missing option '--output'.")
+        raise click.UsageError("Missing option '--output'. Folder for the trained model and its checkpoints.")
     _keep_to_the_news()
     from dllm_core.training.launch import Launch, check_world, is_worker, with_engine
     from dllm_core.training.recipes import load_recipe
@@ -85,10 +85,11 @@ def command(
 
         check_recipe(resolved, elsewhere=job.is_wanted)
     if dry_run:
-        click.echo(resolved.as_yaml(), nl=False)
-    if starts_others:
-        ctx.exit(_start(place.counted(), job, ctx.params, dry_run=dry_run))
-    elif not dry_run:
+        plan = _plan(place.counted(), job, ctx.params) if starts_others else ""
+        _say_plan(resolved, plan, as_json=as_json)
+    elif starts_others:
+        ctx.exit(_start(place.counted(), job, ctx.params))
+    else:
         _train(ctx, resolved, output, resume=resume, as_json=as_json)
 
 
@@ -145,26 +146,37 @@ class _Job:
         return self.submit or self.script is not None
 
 
-def _start(place: Launch, job: _Job, parameters: dict[str, Any], *, dry_run: bool) -> int:
-    """Run torchrun, or write a batch script; with `dry_run` print what that would be, as a comment of the recipe."""
-    from dllm_core.training.launch import run_torchrun, torchrun_command
-    from dllm_core.training.slurm import slurm_script, submit
+def _plan(place: Launch, job: _Job, parameters: dict[str, Any]) -> str:
+    """What `_start` would do: the line of torchrun, or the batch script."""
+    from dllm_core.training.launch import torchrun_command
+    from dllm_core.training.slurm import slurm_script
 
     arguments = worker_arguments(place, parameters)
     if not job.is_wanted:
-        line = torchrun_command(place, arguments)
-        if dry_run:
-            click.echo(f"# {shlex.join(line)}")
-            return 0
-        return run_torchrun(line)
+        return shlex.join(torchrun_command(place, arguments))
     output = Path(parameters["output"] or "OUTPUT")
-    text = slurm_script(place, arguments, output=output, options=job.options)
-    if dry_run:
-        click.echo("".join(f"# {line}\n" for line in text.splitlines()), nl=False)
-        return 0
+    return slurm_script(place, arguments, output=output, options=job.options)
+
+
+def _say_plan(recipe: Recipe, plan: str, *, as_json: bool) -> None:
+    """Print a recipe, and below it as a comment how it is started."""
+    if as_json:
+        click.echo(json.dumps({"recipe": recipe.as_dict(), "start": plan}))
+    else:
+        click.echo(recipe.as_yaml() + "".join(f"# {line}\n" for line in plan.splitlines()), nl=False)
+
+
+def _start(place: Launch, job: _Job, parameters: dict[str, Any]) -> int:
+    """Run torchrun, or write a batch script."""
+    from dllm_core.training.launch import run_torchrun, torchrun_command
+    from dllm_core.training.slurm import submit
+
+    if not job.is_wanted:
+        return run_torchrun(torchrun_command(place, worker_arguments(place, parameters)))
+    output = Path(parameters["output"] or "OUTPUT")
     output.mkdir(parents=True, exist_ok=True)  # the job's log goes there
     file = job.script or output / "train.sbatch"
-    file.write_text(text, encoding="utf-8")
+    file.write_text(_plan(place, job, parameters), encoding="utf-8")
     click.echo(submit(file) if job.submit else f"Wrote {file}; submit it with: sbatch {file}")
     return 0
 

@@ -17,6 +17,7 @@ from rich.console import Console
 from dllm_core.cli import curves
 from dllm_core.config import at_least
 from dllm_core.display.page import change_data, page
+from dllm_core.display.text import harmless
 from dllm_core.display.trace import Trace, read_trace
 from dllm_core.errors import OptionError
 
@@ -144,7 +145,7 @@ def replay(trace: Trace, number: int, seconds: float) -> None:
                 view.show(_edit_step(change, before, ids) if moves else _step(change, ids, trace.mask_id))
                 before = ids
                 time.sleep(seconds / len(frames))
-    print(row.text)
+    print(harmless(row.text, sys.stdout))
 
 
 def _view(trace: Trace, number: int, console: Console, stop: int) -> LiveView:

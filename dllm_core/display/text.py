@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from operator import itemgetter
+from typing import TextIO
 
 from rich.cells import chop_cells
 from rich.text import Text
@@ -117,6 +118,16 @@ def shown_as(text: str, encoding: str) -> str:
     """The text as a terminal can show it: no control characters but line breaks, nothing its encoding lacks."""
     visible = text if text.isprintable() else "".join(_visible(character) for character in text)
     return visible.encode(encoding, errors="replace").decode(encoding)
+
+
+def harmless(text: str, stream: TextIO) -> str:
+    """The text as it is to be written to a stream: as it is, but to a terminal without what would steer that.
+
+    A model may write escape sequences, which could hide text or change the title of the window.
+    """
+    if not stream.isatty():
+        return text
+    return "\t".join(shown_as(part, stream.encoding) for part in text.split("\t"))
 
 
 def _visible(character: str) -> str:

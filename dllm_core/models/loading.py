@@ -291,7 +291,16 @@ def from_checkpoint(path: str, read: Callable[[], ReadT]) -> ReadT:
         # RuntimeError: a weight of another shape. ImportError: a package that the attention implementation needs.
         if isinstance(error, DllmError):
             raise
-        raise ModelLoadError(f"{path}: {_first_line(error)}") from error
+        raise ModelLoadError(f"{path}: {_first_line(error)}{_cure(error, path)}") from error
+
+
+def _cure(error: Exception, path: str) -> str:
+    """What to do, where that is known: the weights are damaged, or there are none."""
+    if isinstance(error, SafetensorError):
+        return "; its weights are damaged, download the checkpoint again"
+    if Path(path).is_dir() and not any(Path(path).glob("*.safetensors")):
+        return " It holds no weights; give a folder with a .safetensors file"
+    return ""
 
 
 def _first_line(error: Exception) -> str:

@@ -276,9 +276,9 @@ def recipe_file(name: str) -> Path:
     if len(matches) > 1:
         raise AmbiguousComponentError(f"recipe {name!r} is shipped by several plugins; write {' or '.join(matches)}")
     if not matches:
-        shipped = ", ".join(recipes) or "none"
         near = did_you_mean(name, [*(full_id.partition("/")[2] for full_id in recipes), *recipes])
-        raise UnknownComponentError(f"unknown recipe {name!r}.{near} Installed: {shipped}; or give a .yaml file")
+        advice = "'dllm recipes' lists those installed; or give a .yaml file"
+        raise UnknownComponentError(f"unknown recipe {name!r}.{near} {advice}")
     return recipes[matches[0]]
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from dllm_core.cli import main
 from dllm_core.cli.chat import converse
-from dllm_core.cli.conversation import Conversation, obey
+from dllm_core.cli.conversation import Conversation, obey, show
 from dllm_core.errors import OptionError, PromptError
 from dllm_core.models import load
 from dllm_core.samplers import sampler as make_sampler
@@ -101,3 +101,41 @@ def test_what_is_wrong_is_said_and_changes_nothing(conversation, line, message):
     with pytest.raises((OptionError, PromptError, KeyError), match=message):
         "".join(obey(conversation, line))
     assert conversation.sampler is before
+
+
+def test_a_model_without_a_chat_template_is_refused_in_words(monkeypatch, capsys):
+    from dllm_core.cli import chat
+
+    def untaught(*arguments: object, **options: object):
+        generation = load_model(*arguments, **options)
+        generation.denoiser.tokenizer.chat_template = None
+        return generation
+
+    load_model = chat.load_model
+    monkeypatch.setattr(chat, "load_model", untaught)
+    assert main(["chat", "--model", "llada-tiny"]) == 2
+    assert (
+        "llada-tiny has no chat template, so it was not trained to answer; let it continue" in capsys.readouterr().err
+    )
+
+
+def test_a_model_that_edits_answers_and_fills_blanks(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("def f(x):\n/infill return x + [MASK:2]!\n"))
+    assert main(["chat", "--model", "editflow-tiny", "-o", "max_length=40"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.splitlines()[-1].startswith("return x + ")
+    assert out.splitlines()[-1].endswith("!")
+
+
+def test_what_would_steer_a_terminal_is_shown_and_not_written_there(monkeypatch):
+    class Screen(io.StringIO):
+        encoding = "utf-8"
+
+        def isatty(self) -> bool:
+            return True
+
+    for stream, written in ((Screen(), "\ufffd[2Jé\ta\n"), (io.StringIO(), "\x1b[2Jé\ta\n")):
+        monkeypatch.setattr("sys.stdout", stream)
+        show(iter(["\x1b[2J", "é\ta"]))
+        assert stream.getvalue() == written
