@@ -2,8 +2,9 @@
 
     python benchmarks/live_view.py [--rounds N] [--output FILE]
 
-Every figure is a ratio of two runs that followed each other, as the speed of a shared machine drifts. The terminal is
-a string in memory: what a terminal emulator takes to show the frames is its own time.
+Every figure is a ratio of two runs that followed each other, as the speed of a shared machine drifts, and counts the
+processor's time in this process, which others on the machine do not add to. The terminal is a string in memory: what a
+terminal emulator takes to show the frames is its own time.
 """
 
 from __future__ import annotations
@@ -40,9 +41,9 @@ def larger(denoiser: dllm.Denoiser) -> dllm.Denoiser:
 
 
 def seconds_of_run(sampler: dllm.Sampler, prompt: list[int], *, watched: bool) -> float:
-    """One run, from the first step to the last; loading and the canvas are left out."""
+    """Of the processor, from the first step to the last; loading and the canvas are left out."""
     state = sampler.start([prompt])
-    began = time.perf_counter()
+    began = time.process_time()
     if watched:
         console = Console(file=io.StringIO(), force_terminal=True, width=80, height=24)
         with view_of_run(console, sampler, state, [PROMPT]) as view:
@@ -51,7 +52,7 @@ def seconds_of_run(sampler: dllm.Sampler, prompt: list[int], *, watched: bool) -
     else:
         while not state.finished:
             sampler.step(state)
-    return time.perf_counter() - began
+    return time.process_time() - began
 
 
 def measure(name: str, denoiser: dllm.Denoiser, rounds: int) -> dict[str, object]:
