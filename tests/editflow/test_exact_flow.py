@@ -134,6 +134,14 @@ def test_corrections_go_as_far_as_they_come_back():
     assert sum(move.back for move in plan) > 3
 
 
+def test_a_step_goes_forward_by_its_share_and_back():
+    """(c, a, b) = (2, 1, 0): by 1 + 2 t of a quarter, so from 1/4 to 5/8 and back to 1/2, from 1/2 to 1 and back."""
+    plan = moves(EditFlowOptions(correction=(2.0, 1.0, 0.0), kappa="linear"), 4)
+    assert [move.kappa for move in plan] == pytest.approx([0, 0.25, 0.625, 0.5, 1.0, 0.75])
+    assert [move.factor for move in plan] == pytest.approx([0.25, 0.5, 0.2, 1.0, 0.25, 1.0])
+    assert [move.back for move in plan] == [False, False, True, False, True, False]
+
+
 def test_even_bad_alignments_learn_to_edit_little():
     """Independent strings of four letters, all of the source deleted and all of the target inserted, in turns.
 

@@ -272,6 +272,11 @@ def test_guidance_is_the_naive_rate_of_the_paper():
     bare = editor().model.rates[[BOS, MASK, MASK, 3, 4], [BOS, BOS, MASK, MASK, 3]].double()
     torch.testing.assert_close(guided, plain**2.5 * bare**-1.5, rtol=1e-4, atol=1e-7)
     assert not torch.equal(guided, plain)
+    free = [True, False, False, False, False]  # nothing is hidden but the first, which stays
+    plain, guided = (
+        EditFlowSampler(editor(), guidance_scale=scale).suspicion([draft], [free])[0] for scale in (0.0, 1.5)
+    )
+    torch.testing.assert_close(guided, plain, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.5])
@@ -323,6 +328,17 @@ def test_infilling_replaces_masks_by_any_number_of_tokens():
     assert all(token in rest for token in (BOS, 1, 2, 3))
     assert (2, 3) in itertools.pairwise(rows[0])
     assert rows[1][-1] == 4
+
+
+def test_a_mask_leaves_however_low_its_rates_and_the_first_token_never_goes():
+    denoiser = editor(busy=0.0)
+    denoiser.model.rates[MASK] = torch.tensor([0.0, 0.1, 0.0])
+    output = EditFlowSampler(denoiser, steps=4).infill([[MASK, 4], [BOS, MASK, MASK, 4]])
+    rows = [row[:length] for row, length in zip(output.sequences.tolist(), output.lengths.tolist(), strict=True)]
+    assert rows[1] == [BOS, 4]
+    assert len(rows[0]) == 2  # substituted: behind what would the next be inserted?
+    assert rows[0][0] != MASK
+    assert rows[0][1] == 4
 
 
 def test_a_run_in_circles_ends():

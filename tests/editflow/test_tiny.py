@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from itertools import islice
 from pathlib import Path
 
@@ -92,3 +93,10 @@ def test_the_table_is_printed(capsys):
     assert [record["kind"] for record in records] == list(KINDS)
     assert main(["--count", "0"]) == 2
     assert "count" in capsys.readouterr().err
+
+
+def test_the_program_of_the_readme_mends(capsys):
+    text = (PLUGIN / "README.md").read_text(encoding="utf-8")
+    (program,) = [code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "start_edit" in code]
+    exec(compile(program, "README.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("def add(size, price):\n    return size + price\n")
