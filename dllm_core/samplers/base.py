@@ -280,7 +280,9 @@ class Sampler:
         rows = len(state.active) * (1 if state.hidden is None else 2)
         length = max(canvas.lengths) + self.positions_beside(canvas)
         state.cache = self.cache.start(self.denoiser, rows * self.canvases_per_row, length)
-        if self.compiled is not None:
+        if self.compiled is None:
+            state.cache.claim()
+        else:
             state.cache.borrow(self.compiled)
         state.stats.cache_bytes = state.cache.cache_bytes
         if self.canvases_per_row > 1:  # room is made for all; they come and go

@@ -38,6 +38,9 @@ class CacheRun:
     def __init__(self, denoiser: Denoiser, rows: int, length: int) -> None:
         self.denoiser, self.rows, self.length = denoiser, rows, length
 
+    def claim(self) -> None:
+        """Refuse, before the first step, what there is no room for."""
+
     def logits(self, view: View) -> Answer:
         """Logits at the open positions of a step, and what they cost."""
         raise NotImplementedError
@@ -188,12 +191,14 @@ class KeptRun(CacheRun):
     def __init__(self, denoiser: Denoiser, rows: int, length: int) -> None:
         super().__init__(denoiser, rows, length)
         self.cache_bytes = BlockCache.bytes_needed(denoiser.bare_model.config, rows, length, denoiser.dtype)
-        check_memory(self.cache_bytes, rows, length, denoiser.device)
         self.cache = BlockCache(rows, length)
         self.lender: CompiledSteps | None = None
         self.plan: Plan | None = None
         self.wide: tuple[Plan, Plan] | None = None  # the last plan that a compiled step took, and as it took it
         self.lead: torch.Tensor | None = None  # (R, V) scores of each block's first token, for right-shifted families
+
+    def claim(self) -> None:
+        check_memory(self.cache_bytes, self.rows, self.length, self.denoiser.device)
 
     def borrow(self, lender: CompiledSteps) -> None:
         """Run over a cache that comes with steps built over it; before the first step."""

@@ -16,7 +16,7 @@ from dllm_core.models.attention import FLEX
 from dllm_core.models.cache import BlockCache
 from dllm_core.models.denoiser import Denoiser
 from dllm_core.samplers.block_step import Moment, StepFunction, Stepped, block_step
-from dllm_core.samplers.cache import CachePolicy, KeptRun, Plan
+from dllm_core.samplers.cache import CachePolicy, KeptRun, Plan, check_memory
 from dllm_core.samplers.commit import CommitRule
 from dllm_core.samplers.options import MaskedOptions
 from dllm_core.samplers.state import SamplerState
@@ -41,7 +41,11 @@ class CompiledSteps:
         self.free: list[BlockCache] = []
 
     def take(self, rows: int, length: int) -> BlockCache:
-        """A cache of at least that size for one run alone, with the steps built over it."""
+        """A cache of at least that size for one run alone, with the steps built over it.
+
+        Raises:
+            OptionError: a new one is needed, and there is no room for it.
+        """
         length = rounded(length)
         for cache in self.free:
             if cache.rows >= rows and cache.length >= length:
@@ -50,6 +54,8 @@ class CompiledSteps:
                 return cache
         # What the new one is larger than, it takes the place of.
         self.free = [cache for cache in self.free if cache.rows > rows or cache.length > length]
+        needed = BlockCache.bytes_needed(self.denoiser.bare_model.config, rows, length, self.denoiser.dtype)
+        check_memory(needed, rows, length, self.denoiser.device)
         return BlockCache(rows, length)
 
     def give_back(self, cache: BlockCache) -> None:

@@ -266,15 +266,15 @@ def test_counts_are_those_of_the_windows():
 
 
 def test_memory_is_stated_before_it_is_taken(monkeypatch):
-    taken = []
-    monkeypatch.setattr(kept, "check_memory", lambda *asked: taken.append(asked))
-    monkeypatch.setattr(
-        kept, "BlockCache", lambda *size: pytest.fail("taken first") if not taken else BlockCache(*size)
-    )
-    monkeypatch.setattr(kept.BlockCache, "bytes_needed", BlockCache.bytes_needed, raising=False)
-    state = sampler("dual", model()).start(PROMPTS)
+    asked = []
+    monkeypatch.setattr(kept, "check_memory", lambda *size: asked.append(size))
+    fast = sampler("dual", model())
+    state = fast.start(PROMPTS)
     layers, heads, size, slots = 3, 1, 8, 8 + 12 + 1
-    assert state.stats.cache_bytes == taken[0][0] == 2 * layers * 3 * heads * slots * size * 8  # float64
+    assert state.stats.cache_bytes == asked[0][0] == 2 * layers * 3 * heads * slots * size * 8  # float64
+    assert not state.cache.cache.layers
+    fast.step(state)
+    assert state.stats.cache_bytes == sum(layer.keys.nbytes + layer.values.nbytes for layer in state.cache.cache.layers)
 
 
 def test_a_cache_without_room_is_refused_before_it_is_taken(monkeypatch, tmp_path):
@@ -286,6 +286,15 @@ def test_a_cache_without_room_is_refused_before_it_is_taken(monkeypatch, tmp_pat
     with pytest.raises(OptionError, match=r"^the cache of 3 rows of 20 positions takes 0.0 GB, of which .* use cache="):
         sampler("dual", model()).start(PROMPTS)
     assert sampler("none", model()).start(PROMPTS).stats.cache_bytes == 0
+    stepped = sampler("dual", model(), compiled_step="eager")  # keeps its buffers between runs
+    with pytest.raises(OptionError, match=r"takes 0\.0 GB"):
+        stepped.sample(PROMPTS)
+    told.write_text("MemAvailable: 9999999 kB\n", encoding="ascii")
+    stepped.sample(PROMPTS)
+    told.write_text("MemAvailable: 1 kB\n", encoding="ascii")
+    stepped.sample(PROMPTS)  # in what it holds
+    with pytest.raises(OptionError, match="the cache of 4 rows of 64 positions takes"):
+        stepped.sample([*PROMPTS, [1]])
     told.unlink()  # a system that does not say
     assert kept.free_bytes(torch.device("cpu")) is None
     assert sampler("dual", model()).start(PROMPTS).stats.cache_bytes > 1024
