@@ -98,11 +98,13 @@ class Results:
             glyphs = glyphs_for(self._out.encoding)
             self._out.print(Text(harmless(f"{glyphs.prompt} {result.request.caption}", self._out.file), "dim"))
         # Behind a captioned text there is a blank line at once: the next one may be drawn live below it.
-        self._write_line(harmless(f"{result.text}\n" if captions else result.text, self._out.file))
+        text = harmless(f"{result.text}\n" if captions else result.text, self._out.file)
+        is_ended = result.request.is_whole and (text.endswith("\n") or not self._out.is_terminal)
+        self._write_line(text, "" if is_ended else "\n")
 
-    def _write_line(self, line: str) -> None:
+    def _write_line(self, line: str, end: str = "\n") -> None:
         """Exactly this line: no console may wrap or colour it."""
-        self._out.file.write(line + "\n")
+        self._out.file.write(line + end)
 
     def _say(self, text: str) -> None:
         self._aside.print(Text(text, "dim"))
@@ -141,7 +143,7 @@ def open_results(path: Path | None, *, as_json: bool) -> Iterator[Results]:
     """
     if path is None:
         if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="replace")  # a text may hold what the terminal cannot show
+            sys.stdout.reconfigure(errors="replace", newline="\n")  # a text may hold what the terminal cannot show
         yield Results(sys.stdout, as_json=as_json)
         return
     with whole_file(path, "--output") as file:

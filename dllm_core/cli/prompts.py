@@ -29,12 +29,14 @@ class Request:
         content: the text, or the chat messages.
         where: where it came from, for error messages: ``"the prompt"``, ``"prompts.jsonl, line 3"``.
         extra: the other keys of its line, which ``--json`` hands back.
+        is_whole: the text is a whole file, to be written back with the line end that it has or has not.
     """
 
     kind: Kind
     content: str | tuple[Message, ...]
     where: str
     extra: Mapping[str, object] = field(default_factory=dict)
+    is_whole: bool = False
 
     @property
     def caption(self) -> str:
@@ -57,10 +59,11 @@ def read_requests(argument: str | None, prompts_file: Path | None, *, infill: bo
         if infill:
             raise PromptError("--infill needs a text with blanks, for example: dllm run --infill '3 + 4 = [MASK]'")
         return []
-    text, where = (_read_stdin(), "standard input") if argument == "-" else (argument, "the prompt")
+    is_piped = argument == "-"
+    text, where = (_read_stdin(whole=infill), "standard input") if is_piped else (argument, "the prompt")
     if not text.strip():
         raise PromptError(f"{where} is empty; give a text, or '-' to read one from standard input")
-    return [Request("infill" if infill else "prompt", text, where)]
+    return [Request("infill" if infill else "prompt", text, where, is_whole=is_piped and infill)]
 
 
 def expand_blanks(text: str, mask_token: str, where: str) -> str:
@@ -86,14 +89,19 @@ def with_blanks_filled(text: str, mask_token: str, fill: Callable[[int], str]) -
     return blank.sub(lambda match: fill(int(match[1] or 1)), text)
 
 
-def _read_stdin() -> str:
-    """All of standard input as one text, without the line end that the shell adds."""
+def _read_stdin(*, whole: bool) -> str:
+    """All of standard input as one text.
+
+    Args:
+        whole: keep a byte order mark, and the line end that the shell adds.
+    """
     if sys.stdin.isatty():
         print("Reading the prompt from the terminal; end it with Ctrl-D.", file=sys.stderr)
     try:
-        return sys.stdin.buffer.read().decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
+        text = sys.stdin.buffer.read().decode("utf-8" if whole else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise PromptError(f"standard input is not UTF-8 text (byte {error.start}); convert it first") from error
+    return text if whole else text.removesuffix("\n").removesuffix("\r")
 
 
 def _read_file(path: Path, infill: bool) -> Iterator[Request]:

@@ -66,6 +66,7 @@ Examples:
   dllm run                                         a bundled model at work
   dllm run "reverse planet" --steps 8
   dllm run --infill "12+[MASK:2]=57"               fill a blank of two tokens
+  cat draft.txt | dllm run --infill - > filled.txt     all but the blanks stays, byte for byte
   dllm run --prompts-file prompts.jsonl --json > results.jsonl
   dllm run "12+30" --trace sum.trace               and then: dllm visualize sum.trace
   git diff | dllm run - --model FOLDER --system "Summarise this change."

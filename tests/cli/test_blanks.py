@@ -38,3 +38,29 @@ def test_blanks_are_filled_by_place():
 
     assert with_blanks_filled("a [MASK:3] b\t[MASK]<m>", "<m>", fill) == "a <3> b\t<1><1>"
     assert lengths == [3, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"12+[MASK:2]=57",
+        b"12+[MASK:2]=57\n\n",
+        b"\xef\xbb\xbf12+[MASK:2]=57\r\n\ta \x0c\r\n",
+        "é 12+[MASK:2]=57\u2028x\x00".encode(),
+    ],
+    ids=["no last line end", "two of them", "mark, CRLF, form feed", "separators"],
+)
+def test_a_file_with_blanks_comes_back_byte_for_byte(text, monkeypatch, capfdbinary):
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(text), isatty=lambda: False))
+    monkeypatch.setattr("sys.stdout", open(1, "w", encoding="utf-8", closefd=False))  # noqa: SIM115
+    assert main(["run", "--infill", "-", "--device", "cpu"]) == 0
+    before, after = text.split(b"[MASK:2]")
+    out = capfdbinary.readouterr().out
+    assert out.startswith(before)
+    assert out.endswith(after)
+    assert len(out) == len(before + after) + 2
+
+
+def test_a_line_break_of_the_shell_is_a_line_break_and_a_backslash_is_one(capsys):
+    assert main(["run", "--infill", "def add(a, b):\\n    return [MASK:8]", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["text"].startswith("def add(a, b):\\n    return ")

@@ -31,7 +31,8 @@ SMALL = {
         *("data.eval_count=2", "eval_strategy=no"),
     ],
 }
-TYPED = {"git diff": "reverse planet", "": "reverse planet\n"}  # standard input, by the command in front of the pipe
+# Standard input, by the command in front of the pipe.
+TYPED = {"git diff": "reverse planet", "cat draft.txt": "12+[MASK:2]=57\n", "": "reverse planet\n"}
 SLOW = {"eval", "plugins check"}
 WRITTEN = {".trace", ".html", ".svg", ".png", ".gif"}
 CALL = re.compile(r"dllm |accelerate launch -m dllm_core ")
