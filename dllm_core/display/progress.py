@@ -59,9 +59,9 @@ def progress_bar(what: str, total: int | None, *, at_once: bool = True) -> Itera
         progress.update(progress.task_ids[0], completed=done)
         progress.start()  # does nothing where it has begun
 
-    if at_once:
-        progress.start()
-    try:
+    try:  # from here on: Ctrl-C while the bar is drawn first would leave the cursor hidden
+        if at_once:
+            progress.start()
         yield tell
     finally:
         progress.stop()
