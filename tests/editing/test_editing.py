@@ -199,7 +199,7 @@ def test_a_window_holds_the_region_and_what_fits_around_it():
         window_of(draft, [Span(0, len(text))], taken=0, context=80)
 
 
-@given(before=st.lists(st.integers(0, 3), max_size=8), after=st.lists(st.integers(0, 3), max_size=8))
+@given(before=st.lists(st.integers(0, 3), max_size=14), after=st.lists(st.integers(0, 3), max_size=14))
 @settings(max_examples=100, deadline=None)
 def test_the_distance_is_levenshteins(before, after):
     table = [[i + j if not i * j else 0 for j in range(len(after) + 1)] for i in range(len(before) + 1)]
@@ -208,3 +208,20 @@ def test_the_distance_is_levenshteins(before, after):
             kept = table[i - 1][j - 1] + (before[i - 1] != after[j - 1])
             table[i][j] = min(kept, table[i - 1][j] + 1, table[i][j - 1] + 1)
     assert edit_distance(before, after) == table[-1][-1]
+
+
+def test_edits_at_both_ends_of_a_long_text_are_counted_near_the_diagonal():
+    compared = 0
+
+    class Token(int):
+        __hash__ = int.__hash__
+
+        def __ne__(self, other: object) -> bool:
+            nonlocal compared
+            compared += 1
+            return int(self) != other
+
+    before = [Token(number % 97) for number in range(4000)]
+    after = [1, *map(int, before[1:-1]), 5, 6]
+    assert edit_distance(before, after) == 3
+    assert compared < 4000 * 10  # of 16,000,000 pairs
