@@ -25,6 +25,34 @@ def models(context: click.Context, parameter: click.Parameter, incomplete: str) 
     return _beginning(incomplete, named) or [CompletionItem(incomplete, type="dir")]
 
 
+def recipes(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Installed recipes, by the name without their plugin as well; where none begins so, the files here."""
+    from dllm_core.training.recipes import find_recipes
+
+    named = [(name, "") for full_id in find_recipes() for name in (full_id.partition("/")[2], full_id)]
+    return _beginning(incomplete, named) or [CompletionItem(incomplete, type="file")]
+
+
+def plugins(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Installed plugins, those that did not load among them."""
+    from dllm_core.plugins import plugin_host
+
+    return _beginning(incomplete, ((record.name, record.state) for record in plugin_host().records))
+
+
+def words(*choices: str) -> Complete:
+    """A few words that stand fast."""
+
+    def complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return _beginning(incomplete, ((choice, "") for choice in choices))
+
+    return complete
+
+
+devices = words("auto", "cpu", "cuda", "mps")
+dtypes = words("auto", "float32", "bfloat16", "float16")
+
+
 def components(kind: str) -> Complete:
     """The installed components of a kind, for instance ``sampler``, by name."""
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from dllm_core.cli.completing import dtypes
 from dllm_core.cli.output import loading
 
 EPILOG = """\b
@@ -26,7 +27,13 @@ Examples:
     show_default=True,
     help="Let each row of the logits score the next token, as in the causal model, or its own.",
 )
-@click.option("--dtype", default="auto", show_default="the model's own", help="float32, bfloat16 or float16.")
+@click.option(
+    "--dtype",
+    shell_complete=dtypes,
+    default="auto",
+    show_default="the model's own",
+    help="float32, bfloat16 or float16.",
+)
 @click.option("--revision", help="Branch, tag or commit of a MODEL on the hub.")
 @click.option("--json", "as_json", is_flag=True, help="Report the result as JSON.")
 def command(model: str, output: Path, to: str, shift: bool, dtype: str, revision: str | None, as_json: bool) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from dllm_core.cli.completing import dtypes
 from dllm_core.cli.output import loading
 
 EPILOG = """\b
@@ -20,7 +21,13 @@ Examples:
 @click.argument("base")
 @click.argument("adapter")
 @click.argument("output", type=click.Path(path_type=Path))
-@click.option("--dtype", default="auto", show_default="the base's own", help="float32, bfloat16 or float16.")
+@click.option(
+    "--dtype",
+    shell_complete=dtypes,
+    default="auto",
+    show_default="the base's own",
+    help="float32, bfloat16 or float16.",
+)
 @click.option("--revision", help="Branch, tag or commit of a BASE on the hub.")
 @click.option("--json", "as_json", is_flag=True, help="Report the result as JSON.")
 def command(base: str, adapter: str, output: Path, dtype: str, revision: str | None, as_json: bool) -> None:

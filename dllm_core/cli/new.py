@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from dllm_core.cli.completing import words
 from dllm_core.errors import OptionError
 from dllm_core.plugins import installed_host
 from dllm_core.scaffold import KINDS, plugin_name, write_package
@@ -27,7 +28,13 @@ TRY = {
 
 @click.command("new", epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("name")
-@click.option("--kind", required=True, metavar="|".join(KINDS), help="What the plugin is to offer.")
+@click.option(
+    "--kind",
+    required=True,
+    metavar="|".join(KINDS),
+    shell_complete=words(*KINDS),
+    help="What the plugin is to offer.",
+)
 @click.option(
     "--output", type=click.Path(path_type=Path, file_okay=False), default=".", help="Folder to write into. [default: .]"
 )

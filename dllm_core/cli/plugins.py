@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import click
 
 from dllm_core import __version__, registry
-from dllm_core.cli import new
+from dllm_core.cli import completing, new
 from dllm_core.cli.errors import NamingGroup
 from dllm_core.errors import UnknownComponentError, did_you_mean
 from dllm_core.hookspecs import ModelAdapterSpec, Spec
@@ -79,7 +79,7 @@ def list_command(ctx: click.Context, as_json: bool) -> None:
 
 
 @command.command("show", epilog=SHOW_EPILOG)
-@click.argument("name")
+@click.argument("name", shell_complete=completing.plugins)
 @json_option
 @click.pass_context
 def show_command(ctx: click.Context, name: str, as_json: bool) -> None:
@@ -92,7 +92,7 @@ def show_command(ctx: click.Context, name: str, as_json: bool) -> None:
 
 
 @command.command("check", epilog=CHECK_EPILOG)
-@click.argument("name")
+@click.argument("name", shell_complete=completing.plugins)
 @json_option
 @click.pass_context
 def check_command(ctx: click.Context, name: str, as_json: bool) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from dllm_core.cli.completing import recipes
 from dllm_core.cli.errors import NamingGroup
 from dllm_core.cli.plugins import group_says_json, json_option
 from dllm_core.errors import UsageError
@@ -51,7 +52,7 @@ def list_command(ctx: click.Context, as_json: bool) -> None:
 
 
 @command.command("show", epilog=SHOW_EPILOG)
-@click.argument("name")
+@click.argument("name", shell_complete=recipes)
 @json_option
 @click.pass_context
 def show_command(ctx: click.Context, name: str, as_json: bool) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from dllm_core import registry
-from dllm_core.cli.completing import components, models
+from dllm_core.cli.completing import components, devices, dtypes, models, plugins
 from dllm_core.cli.prompts import BLANK, Request, read_requests
 from dllm_core.config import at_least, parse_assignments
 from dllm_core.errors import ModelLoadError, OptionError, PromptError, UnknownComponentError, did_you_mean
@@ -85,7 +85,12 @@ Examples:
     shell_complete=models,
     help="Hub id, folder, or bundled checkpoint. Default: the first bundled one.",
 )
-@click.option("--plugin", metavar="NAME", help="Use the checkpoint and the sampler that this plugin brings.")
+@click.option(
+    "--plugin",
+    shell_complete=plugins,
+    metavar="NAME",
+    help="Use the checkpoint and the sampler that this plugin brings.",
+)
 @click.option(
     "--sampler",
     shell_complete=components("sampler"),
@@ -100,8 +105,12 @@ Examples:
 @click.option("--seed", type=int, help="Of the noise, where there is any.  [default: 0]")
 @click.option("--chat/--raw", default=None, help="Prompt through the chat template, or as it is. Default: chat if any.")
 @click.option("--system", metavar="TEXT", help="System message of the chat.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps ...")
-@click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16, float16.")
+@click.option(
+    "--device", shell_complete=devices, default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps ..."
+)
+@click.option(
+    "--dtype", shell_complete=dtypes, default="auto", show_default=True, help="auto, float32, bfloat16, float16."
+)
 @click.option("--batch-size", type=int, default=8, show_default=True, help="Prompts that are generated together.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a prompt: text, counts, options.")
 @click.option("--live/--no-live", default=None, help="Watch the text appear. Default: on a terminal.")

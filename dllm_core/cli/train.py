@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dllm_core.cli.completing import recipes, words
+
 if TYPE_CHECKING:
     from dllm_core.training.launch import Launch
     from dllm_core.training.recipes import Recipe
@@ -29,12 +31,22 @@ Examples:
 
 
 @click.command(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--recipe", required=True, help="Name of an installed recipe (see dllm recipes), or a .yaml file.")
+@click.option(
+    "--recipe",
+    required=True,
+    shell_complete=recipes,
+    help="Name of an installed recipe (see dllm recipes), or a .yaml file.",
+)
 @click.option("--output", type=click.Path(file_okay=False), help="Folder for the trained model and its checkpoints.")
 @click.option("--resume", is_flag=True, help="Go on from the newest whole checkpoint in the output folder.")
 @click.option("--dry-run", is_flag=True, help="Print the recipe with the overrides applied, how it starts, and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Report the result as JSON.")
-@click.option("--launch", metavar="ENGINE", help="single, ddp, zero1, zero2, zero3 (DeepSpeed) or fsdp (GPUs only).")
+@click.option(
+    "--launch",
+    metavar="ENGINE",
+    shell_complete=words("single", "ddp", "zero1", "zero2", "zero3", "fsdp"),
+    help="single, ddp, zero1, zero2, zero3 (DeepSpeed) or fsdp (GPUs only).",
+)
 @click.option("--processes", type=int, help="Processes on each machine. Default: one an accelerator.")
 @click.option("--nodes", type=int, default=1, show_default=True, help="Machines.")
 @click.option("--rendezvous", metavar="HOST:PORT", help="Where several machines meet; run the command on each of them.")

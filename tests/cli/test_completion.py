@@ -34,6 +34,20 @@ def test_commands_and_options_are_completed():
     assert "--trace" in completions("bash", "dllm run --tr", "2")
 
 
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        ("dllm recipes show llada-tiny-s", "llada-tiny-sft"),
+        ("dllm recipes show llada/llada-tiny-s", "llada/llada-tiny-sft"),
+        ("dllm train --launch zero", "zero2"),
+        ("dllm run --plugin fast", "fastdllm"),
+        ("dllm eval --device c", "cuda"),
+    ],
+)
+def test_values_are_completed(words, wanted):
+    assert wanted in completions("bash", words, str(len(words.split()) - 1))
+
+
 def test_an_unknown_shell_is_refused_in_words(capsys):
     assert main(["completion", "tcsh"]) == 2
     assert "'bash', 'zsh', 'fish'" in capsys.readouterr().err
@@ -47,7 +61,15 @@ def installed(folder: Path) -> dict[str, str]:
     return os.environ | {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "HOME": str(folder)}
 
 
-WORDS = {"dllm vis": "visualize", "dllm run --tra": "--trace", "dllm run --model lla": "llada-tiny"}
+WORDS = {
+    "dllm vis": "visualize",
+    "dllm run --tra": "--trace",
+    "dllm run --model lla": "llada-tiny",
+    "dllm train --recipe llada-tiny-s": "llada-tiny-sft",
+    "dllm chat --dtype bf": "bfloat16",
+    "dllm plugins show lla": "llada",
+    "dllm plugins new acme --kind sa": "sampler",
+}
 # How each shell is asked what Tab would give, once it has read the script.
 BASH = """\
 source script
