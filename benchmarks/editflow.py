@@ -5,12 +5,13 @@ rapidfuzz and built by cumulative sums, against a dynamic programme and loops ov
 the edits of both must lead to the same texts.
 
 `sampling` takes one step of tau-leaping from given rates and states: rows of all texts at once, against a loop over
-texts and tokens. Both project the rows that fire and no others, and must write the same texts. `running` takes the same
-step with the pass of a small model in front, as a user's run does: one for the batch, or one for each text.
+texts and tokens. Both project the rows that fire and no others, and must write the same texts. `published` has the loop
+of the published sampler instead: text by text, all tokens through both heads, each probability compared on its own.
+`running` takes the step with the pass of a small model in front, as a user's run does: one for the batch or one a text.
 
 One process, one thread, alternating.
 
-usage: python benchmarks/editflow.py [targets] [sampling] [running] [--repeats 3]
+usage: python benchmarks/editflow.py [targets] [sampling] [published] [running] [--repeats 3]
            [--output benchmarks/results/editflow-cpu.json]
 """
 
@@ -213,16 +214,48 @@ def _best(logits: torch.Tensor, own: int) -> int:
     return int(logits.argmax())
 
 
+@torch.no_grad()
+def published_step(start: Given) -> list[list[int]]:
+    """The same as the published sampler goes about it: every token of a text is projected, and texts take turns."""
+    return [_one_text_as_published(start, row) for row in range(len(start.rows.lengths))]
+
+
+def _one_text_as_published(start: Given, row: int) -> list[int]:
+    """Source: ZHZisZZ/dllm at ca17675, dllm/pipelines/editflow/sampler.py, its loop over positions."""
+    states, tokens, written = start.states, start.rows.input_ids[row], []
+    substitutes = states.substitute(states.substitute_hidden[row])  # (L, V)
+    insertions = states.insert(states.insert_hidden[row])  # (L, V)
+    places = torch.arange(len(tokens))
+    kinds = (CHANGE, WHICH_CHANGE, INSERTION)
+    draws = [uniform(start.moment.keys[row], kind, 0, 0, places) for kind in kinds]
+    substitute, delete, insert = states.rates[row].unbind(-1)  # (L,)
+    for place in range(len(tokens)):
+        change = (substitute[place] + delete[place]) * (place > 0)
+        if not bool(draws[0][place] < FACTOR * change):
+            written.append(int(tokens[place]))
+        elif not bool(draws[1][place] * change < delete[place]):
+            written.append(_best(substitutes[place], int(tokens[place])))
+        if bool(draws[2][place] < FACTOR * insert[place]):
+            written.append(_best(insertions[place], WORDS))
+    return written
+
+
 def sampling(repeats: int) -> list[Result]:
     """Steps of the sampler, without the model's own time."""
-    results = []
-    for tokens, batch in STEPS:
-        start = given(tokens, batch)
-        one, other = (functools.partial(step, start) for step in (looped_step, batched_step))
-        seconds = alternate(one, other, repeats)
-        ratio = statistics.median(p / o for p, o in zip(*seconds, strict=True))
-        results.append(Result("sampling", "draft", tokens, batch, *seconds, ratio, one() == other()))
-    return results
+    return [_steps("sampling", looped_step, size, repeats) for size in STEPS]
+
+
+def published(repeats: int) -> list[Result]:
+    """The same against the published loop."""
+    return [_steps("published", published_step, size, repeats) for size in STEPS if size[0] < 2000]
+
+
+def _steps(part: str, loop: Callable[[Given], list[list[int]]], size: tuple[int, int], repeats: int) -> Result:
+    start = given(*size)
+    one, other = (functools.partial(step, start) for step in (loop, batched_step))
+    seconds = alternate(one, other, repeats)
+    ratio = statistics.median(p / o for p, o in zip(*seconds, strict=True))
+    return Result(part, "draft", *size, *seconds, ratio, one() == other())
 
 
 PASSES = ((128, 8), (1024, 8))
@@ -299,7 +332,12 @@ def machine() -> dict[str, object]:
     }
 
 
-PARTS: dict[str, Callable[[int], list[Result]]] = {"targets": targets, "sampling": sampling, "running": running}
+PARTS: dict[str, Callable[[int], list[Result]]] = {
+    "targets": targets,
+    "sampling": sampling,
+    "published": published,
+    "running": running,
+}
 
 
 def main() -> None:
@@ -309,13 +347,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"{'part':>8} {'case':>6} {'tokens':>6} {'batch':>5} {'plain ms':>10} {'ours ms':>9} {'ratio':>8}  equal")
+    print(f"{'part':>9} {'case':>6} {'tokens':>6} {'batch':>5} {'plain ms':>10} {'ours ms':>9} {'ratio':>8}  equal")
     results = [result for part in args.parts or PARTS for result in PARTS[part](args.repeats)]
     for r in results:
         plain_ms, ours_ms = (1000 * statistics.median(each) for each in (r.plain_seconds, r.ours_seconds))
         print(
-            f"{r.part:>8} {r.case:>6} {r.tokens:>6} {r.batch:>5} {plain_ms:>10.1f} {ours_ms:>9.2f} "
-            f"{r.ratio_median:>8.0f}  {r.equal}"
+            f"{r.part:>9} {r.case:>6} {r.tokens:>6} {r.batch:>5} {plain_ms:>10.1f} {ours_ms:>9.2f} "
+            f"{r.ratio_median:>8.1f}  {r.equal}"
         )
     if args.output:
         text = json.dumps({"machine": machine(), "results": [asdict(r) for r in results]}, indent=2)

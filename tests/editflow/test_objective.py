@@ -164,7 +164,7 @@ def fit(objective: EditFlowObjective, corruption: EditCorruption) -> tuple[Table
 def expected(model: Tables, corruption: EditCorruption, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Posterior means of the remaining edits at every cell (C, 3), and of the inserted tokens (C, V)."""
     shown = show(corruption.columns, 0)
-    left = remaining(corruption.columns, corruption.target, shown, weights[:, None].expand(corruption.columns.shape))
+    left = remaining(corruption.columns, corruption.target, shown, weights[:, None] * corruption.column_weights)
     cells = model.cells(corruption.input_ids, corruption.attention_mask)
     there = (
         torch.zeros(len(model.log_rates))
@@ -229,6 +229,26 @@ def analytic_minimum(objective, corruption, rates, shares, bags, inserted, model
     return float(weight * (surviving - logs.sum() - bag - sub) / len(lengths))
 
 
+def test_a_column_counts_as_much_as_its_rate():
+    """As localized propagation has it: the rates that are learned are the expected rates of the remaining columns."""
+    corruption = every_state(time=0.5)
+    generator = torch.Generator().manual_seed(0)
+    weights = 0.5 + 2.5 * torch.rand(corruption.columns.shape, generator=generator)
+    corruption = replace(corruption, column_weights=weights)
+    model, _ = fit(EditFlowObjective(kappa="linear"), corruption)
+    rates, inserted = expected(model, corruption, torch.ones(len(weights)).double())
+    allowed = editable_rows(corruption.editable, corruption.columns, show(corruption.columns, 0))
+    learned = model.log_rates.detach().exp()
+    for kinds, where in (([SUBSTITUTE, DELETE], allowed.tokens), ([INSERT], allowed.gaps)):
+        cells = model.cells(corruption.input_ids, corruption.attention_mask)[where].unique()
+        torch.testing.assert_close(learned[cells][:, kinds], rates[cells][:, kinds], atol=2e-3, rtol=0)
+    even = replace(corruption, column_weights=torch.ones_like(weights))
+    assert (rates - expected(model, even, torch.ones(len(weights)).double())[0]).abs().max() > 0.3
+    bags = inserted.sum(1) > 0
+    shares = inserted[bags] / inserted[bags].sum(1, keepdim=True)
+    torch.testing.assert_close(model.insert.weight.T[bags].softmax(-1).detach(), shares, atol=2e-3, rtol=0)
+
+
 def test_a_weight_of_the_time_alone_leaves_the_optimum():
     """Two times with very different weights: each has its own optimum, clamped or not."""
     corruption = every_state(time=0.5)
@@ -276,6 +296,17 @@ def test_locked_tokens_stay_and_have_no_rates():
     counted = objective.loss(own, batch, corruption).loss
     published = replace(objective, locked_rates=True).loss(own, batch, corruption).loss
     assert published > counted
+
+
+def test_a_token_is_no_substitute_for_itself():
+    """Left out of the softmax, it leaves more to the right one; published code lets it in."""
+    batch, own = batch_of(), edit_learner()
+    objective = EditFlowObjective(source="noise[length:4]", alignment="random", time_epsilon=0.5)
+    corruption = draw(objective, batch, own)
+    left = remaining(corruption.columns, corruption.target, show(corruption.columns, 0))
+    assert len(left.substitution_targets) > 2
+    alone, among = (replace(objective, own_token=each).loss(own, batch, corruption).loss for each in (False, True))
+    assert alone < among
 
 
 def test_a_hidden_condition_is_the_locked_tokens_but_the_first():
