@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -112,8 +113,9 @@ def measure_runs(
         most: how many steps of a block at most; all the others wait for the next turn of its run.
     """
     contenders = [(Timed(preset), *begun(denoiser, shape, batch, preset)) for preset in PRESETS]
-    for _ in range(turns):
+    for turn in range(turns):
         for timed, sampler, state in contenders:
+            print(f"batch {batch}, turn {turn + 1} of {turns}: {timed.preset}", file=sys.stderr, flush=True)
             take_turn(timed, sampler, state, most)
     for timed, _, state in contenders:
         yield timed, state
