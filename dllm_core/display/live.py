@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from dllm_core.samplers.output import Edit, Step
 
 FRAMES_PER_SECOND = 20
-LARGEST_OVERHEAD = 0.02  # share of the time that drawing may take
+LARGEST_OVERHEAD = 0.015  # share of the time that frames may take; the first one and the notes of steps come on top
 CAPTION_LINES = 3
 SHORTEST_ROW = 4  # lines: its caption, two of its canvas, a blank one
 LOWEST_WITH_LEGEND = 10  # lines
@@ -61,7 +61,7 @@ class LiveView:
     """Draws a canvas while it is generated; erased when the context ends, so that only the result stays.
 
     Between two frames it reads no tensor, so a GPU is waited for only when a frame is drawn, and frames are spaced so
-    that drawing takes at most 2% of the time.
+    that drawing takes at most 1.5% of the time.
 
     Args:
         console: where to draw.
