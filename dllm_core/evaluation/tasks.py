@@ -15,6 +15,7 @@ from lm_eval.tasks import TaskManager
 from dllm_core import registry
 from dllm_core.errors import DataError, UnknownComponentError, did_you_mean
 from dllm_core.evaluation.code_tasks import code_eval_in_jail, code_tasks
+from dllm_core.evaluation.narrowing import narrowed
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -25,7 +26,7 @@ LOCAL = (*dict.fromkeys(FORMATS.values()), "text", "arrow")
 
 
 def find_tasks(names: Sequence[str], include: Sequence[Path] = ()) -> TaskManager:
-    """lm-eval's index, with what plugins offer; lm-eval's own 14,000 entries only where a name is not a plugin's.
+    """lm-eval's index, with what plugins offer; of lm-eval's own 14,000 entries as few as will do.
 
     Args:
         include: folders of further tasks.
@@ -37,7 +38,7 @@ def find_tasks(names: Sequence[str], include: Sequence[Path] = ()) -> TaskManage
     manager = TaskManager(include_path=paths, include_defaults=False)
     if all(name in manager.task_index for name in names):
         return manager
-    return known(TaskManager(include_path=paths), names)
+    return narrowed(names, paths) or known(TaskManager(include_path=paths), names)
 
 
 def task_folders() -> list[Path]:
