@@ -134,3 +134,27 @@ def test_columns_turn_at_the_rate_that_their_neighbours_add():
     assert not at[1].turned[:, 2].any()
     alone = spread(taking_part, torch.full((count,), time), draws, kappa, 0.0, generator)
     assert torch.equal(alone.turned, taking_part & (draws < kappa.kappa(torch.tensor(time))))
+
+
+def test_every_row_that_ends_beside_a_column_pulls_it():
+    """Column by column: rows of M are intervals, and each whose end is a neighbour adds the rate once."""
+    rate, kappa, time = 3.0, get_kappa("linear"), torch.full((40,), 0.5)
+    generator = torch.Generator().manual_seed(0)
+    taking_part = torch.rand(40, 12, generator=generator) < 0.8
+    draws = torch.rand(40, 12, generator=generator)
+    found = spread(taking_part, time, draws, kappa, rate, torch.Generator().manual_seed(1))
+    again, reach = torch.Generator().manual_seed(1), rate * (0.5 - draws).clamp(min=0)
+    left, right = (torch.poisson(reach, generator=again).long().tolist() for _ in range(2))
+    most = 0
+    for row in range(40):
+        columns = taking_part[row].nonzero()[:, 0].tolist()
+        started = [(place, column) for place, column in enumerate(columns) if draws[row, column] < 0.5]
+        rows = [(place - left[row][column], place + right[row][column]) for place, column in started]
+        for place, column in enumerate(columns):
+            turned = any(first <= place <= last for first, last in rows)
+            assert bool(found.turned[row, column]) == turned
+            if not turned:
+                pulls = sum(first <= each <= last for first, last in rows for each in (place - 1, place + 1))
+                assert found.rates[row, column].item() == pytest.approx(2.0 + rate * pulls, rel=1e-4)
+                most = max(most, pulls)
+    assert most > 1
