@@ -192,9 +192,10 @@ def test_the_floors_of_the_architecture_are_those_that_are_enforced() -> None:
     assert described == {room: floor for room, floor in enforced.items() if room != "__main__"}
 
 
-def test_the_readmes_pictures_are_those_that_a_command_makes() -> None:
-    shown = set(re.findall(r"docs/images/([\w.-]+)", README))
-    assert shown == set(literal(ROOT / "docs/picture.py", "PICTURES"))
+def test_the_pictures_are_those_that_a_command_makes() -> None:
+    pages = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md"))
+    shown = {*re.findall(r"docs/images/([\w.-]+)", README), *re.findall(r"\]\(images/([\w.-]+)", pages)}
+    assert shown == {name for kind in ("PICTURES", "ORDER") for name in literal(ROOT / "docs/picture.py", kind)}
     assert shown == {path.name for path in (ROOT / "docs/images").iterdir()}
 
 
