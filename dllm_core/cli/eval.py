@@ -223,7 +223,15 @@ def chosen_preset(arguments: EvalArguments) -> Preset | None:
     from dllm_core.evaluation.plan import chosen, read_preset
 
     preset = read_preset(arguments.preset)
-    return chosen(preset, task_names(arguments), options_of(arguments), arguments.num_fewshot)
+    return chosen(
+        preset,
+        task_names(arguments),
+        options_of(arguments),
+        arguments.num_fewshot,
+        chat=arguments.chat,
+        sampler=arguments.sampler,
+        likelihood=arguments.likelihood,
+    )
 
 
 def chosen_plans(arguments: EvalArguments) -> Sequence[TaskPlan]:

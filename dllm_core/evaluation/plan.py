@@ -139,8 +139,21 @@ def plans_for(
     return [TaskPlan(task=task, **same) for task in tasks]
 
 
-def chosen(preset: Preset, tasks: Sequence[str], options: Mapping[str, object], num_fewshot: int | None) -> Preset:
-    """The preset with these tasks only (all where none is named), and with options that override its own.
+def chosen(
+    preset: Preset,
+    tasks: Sequence[str],
+    options: Mapping[str, object],
+    num_fewshot: int | None,
+    *,
+    chat: bool | None = None,
+    sampler: str | None = None,
+    likelihood: str | None = None,
+) -> Preset:
+    """The preset with these tasks only (all where none is named), and with settings that override its own.
+
+    Args:
+        options: over those of each plan.
+        num_fewshot, chat, sampler, likelihood: for all plans; None: each plan's own.
 
     Raises:
         OptionError: the preset has no such task.
@@ -152,8 +165,9 @@ def chosen(preset: Preset, tasks: Sequence[str], options: Mapping[str, object], 
                 f"preset {preset.name!r} has no task {task!r}.{did_you_mean(task, names)} It has {', '.join(names)}"
             )
     plans = [plan for plan in preset.plans if not tasks or plan.name in tasks or plan.task in tasks]
-    shots = {} if num_fewshot is None else {"num_fewshot": num_fewshot}
-    return replace(preset, plans=[replace(plan, options={**plan.options, **options}, **shots) for plan in plans])
+    given = {"num_fewshot": num_fewshot, "chat": chat, "sampler": sampler, "likelihood": likelihood}
+    same = {name: value for name, value in given.items() if value is not None}
+    return replace(preset, plans=[replace(plan, options={**plan.options, **options}, **same) for plan in plans])
 
 
 def check_family(preset: Preset, adapter: str) -> None:

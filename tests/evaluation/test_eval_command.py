@@ -255,7 +255,17 @@ def test_the_readme_score_comes_out_of_the_preset(capsys):
     assert task["score"] == pytest.approx(task["plan"]["published"]["readme"], abs=0.05)
 
 
-def test_the_command_line_overrides_a_preset():
+def test_the_command_line_overrides_a_preset(capsys):
+    given = ("--preset", "llada-8b-instruct", "--tasks", "dllm_hellaswag", "--sampler", "bd3lm", "--raw", "--dry-run")
+    code, out, _ = run(capsys, *given, "--likelihood", "block", "--num-fewshot", 3, "-o", "steps=4", "--json")
+    assert code == 0
+    (row,) = json.loads(out)["tasks"]
+    plan = row["plan"]
+    assert (plan["sampler"], plan["chat"], plan["likelihood"], plan["num_fewshot"]) == ("bd3lm", False, "block", 3)
+    assert (plan["options"]["steps"], plan["options"]["block_size"]) == (4, 3)
+
+
+def test_options_of_the_command_line_override_those_of_a_preset():
     preset = chosen(read_preset("llada-tiny"), ["sudoku one-step"], {"steps": 4}, 2)
     (plan,) = preset.plans
     assert (plan.options["steps"], plan.options["block_size"], plan.num_fewshot) == (4, None, 2)
