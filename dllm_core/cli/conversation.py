@@ -59,10 +59,17 @@ class Conversation:
         """
         asked = {"role": "user", "content": text}
         answer = ""
-        for part in self._run(self.sampler.start([[*self.messages, asked]]), text):
+        for part in self._run(self._start([*self.messages, asked]), text):
             answer += part
             yield part
         self.turns += [asked, {"role": "assistant", "content": answer}]
+
+    def _start(self, messages: list[dict[str, str]]) -> SamplerState:
+        try:
+            return self.sampler.start([messages])
+        except PromptError as error:
+            said = str(error).replace("prompt 0 ", "the conversation ")
+            raise PromptError(f"{said}; /reset forgets it, /set max_new_tokens N makes answers shorter") from error
 
     def infill(self, text: str) -> Iterator[str]:
         """Fill the blanks of a text, outside the conversation.

@@ -139,3 +139,11 @@ def test_what_would_steer_a_terminal_is_shown_and_not_written_there(monkeypatch)
         monkeypatch.setattr("sys.stdout", stream)
         show(iter(["\x1b[2J", "é\ta"]))
         assert stream.getvalue() == written
+
+
+def test_a_conversation_that_is_too_long_may_be_forgotten(conversation):
+    conversation.turns += [{"role": "user", "content": "x" * 300}, {"role": "assistant", "content": "y"}]
+    with pytest.raises(PromptError, match=r"the conversation has \d+ tokens .* /reset forgets it"):
+        "".join(conversation.say("12+30="))
+    conversation.turns.clear()
+    assert "".join(conversation.say("12+30=")) == "42"
