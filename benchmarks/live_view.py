@@ -1,10 +1,10 @@
-"""What watching costs: runs with and without the live view by turns, in one process, on the CPU.
+"""What watching costs: the share of the live view in the time of a run, on the CPU.
 
     python benchmarks/live_view.py [--rounds N] [--output FILE]
 
-Every figure is a ratio of two runs that followed each other, as the speed of a shared machine drifts, and counts the
-processor's time in this process, which others on the machine do not add to. The terminal is a string in memory: what a
-terminal emulator takes to show the frames is its own time.
+Counted is the processor's time of this process, to which others on the machine do not add, inside one run: two runs
+differ by more than the view costs. The terminal is a string in memory: what a terminal emulator takes to show frames is
+its own time.
 """
 
 from __future__ import annotations
@@ -40,42 +40,39 @@ def larger(denoiser: dllm.Denoiser) -> dllm.Denoiser:
     return dllm.Denoiser(model, denoiser.adapter, denoiser.tokenizer)
 
 
-def seconds_of_run(sampler: dllm.Sampler, prompt: list[int], *, watched: bool) -> float:
-    """Of the processor, from the first step to the last; loading and the canvas are left out."""
+def watched_run(sampler: dllm.Sampler, prompt: list[int]) -> tuple[float, float]:
+    """(seconds of the run, seconds of them that the view took), of the processor; loading is left out."""
     state = sampler.start([prompt])
-    began = time.process_time()
-    if watched:
-        console = Console(file=io.StringIO(), force_terminal=True, width=80, height=24)
-        with view_of_run(console, sampler, state, [PROMPT]) as view:
-            while not state.finished:
-                view.show(sampler.step(state))
-    else:
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, height=24)
+    clock = time.process_time
+    began = clock()
+    drawing = -began
+    with view_of_run(console, sampler, state, [PROMPT]) as view:
+        drawing += clock()
         while not state.finished:
-            sampler.step(state)
-    return time.process_time() - began
+            step = sampler.step(state)
+            before = clock()
+            view.show(step)
+            drawing += clock() - before
+        before = clock()
+    ended = clock()
+    return ended - began, drawing + ended - before
 
 
 def measure(name: str, denoiser: dllm.Denoiser, rounds: int) -> dict[str, object]:
-    """The median ratio of neighbours, with the quartiles; every other pair begins with the watched run."""
+    """The median share of the view in the time of the steps, with the quartiles; the first run warms up."""
     length = NEW_TOKENS[name]
-    sampler = dllm.sampler("mdlm", denoiser, max_new_tokens=length, steps=length, block_size=length)
+    sampler = dllm.sampler("mdlm", denoiser, max_new_tokens=length, steps=length, block_size=length, stop_at_eos=False)
     prompt = denoiser.tokenizer.encode(PROMPT)
-    plain, ratios = [], []
-    seconds_of_run(sampler, prompt, watched=True)  # warms up
-    for number in range(rounds):
-        order = (number % 2 == 0, number % 2 == 1)
-        taken = {watched: seconds_of_run(sampler, prompt, watched=watched) for watched in order}
-        plain.append(taken[False])
-        ratios.append(taken[True] / taken[False])
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    weights = sum(weight.numel() for weight in denoiser.model.parameters())
+    runs = [watched_run(sampler, prompt) for _ in range(rounds + 1)][1:]
+    low, middle, high = statistics.quantiles([drawing / (whole - drawing) for whole, drawing in runs], n=4)
     return {
         "model": name,
-        "weights": weights,
+        "weights": sum(weight.numel() for weight in denoiser.model.parameters()),
         "steps": length,
-        "seconds_without": round(statistics.median(plain), 4),
-        "ratio": round(middle, 4),
-        "ratio_quartiles": [round(low, 4), round(high, 4)],
+        "seconds_of_steps": round(statistics.median(whole - drawing for whole, drawing in runs), 4),
+        "overhead": round(middle, 4),
+        "overhead_quartiles": [round(low, 4), round(high, 4)],
         "rounds": rounds,
     }
 

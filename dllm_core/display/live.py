@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from dllm_core.samplers.output import Edit, Step
 
 FRAMES_PER_SECOND = 20
-LARGEST_OVERHEAD = 0.015  # share of the time that frames may take; the first one and the notes of steps come on top
+LARGEST_OVERHEAD = 0.015  # share of the time that frames may take; the notes of steps come on top
 CAPTION_LINES = 3
 SHORTEST_ROW = 4  # lines: its caption, two of its canvas, a blank one
 LOWEST_WITH_LEGEND = 10  # lines
@@ -125,7 +125,7 @@ class LiveView:
 
     def __enter__(self) -> LiveView:
         self._frames.__enter__()
-        self._draw()
+        self._draw_on_time()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -139,9 +139,7 @@ class LiveView:
         if now < self._next_frame and not slowly:
             return
         self._take(step)
-        self._draw()
-        drawn = time.perf_counter()
-        self._next_frame = drawn + max(1 / FRAMES_PER_SECOND, (drawn - now) / self._overhead)
+        self._draw_on_time()
         if slowly:
             time.sleep(self._pause)
             self._paused += self._pause
@@ -198,6 +196,13 @@ class LiveView:
         first = live[row.start] if row.start < len(live) else len(cells.ids)
         last = live[stop] if stop < len(live) else len(cells.ids)
         return Cells(cells.ids[first:last], cells.ages[first:last])
+
+    def _draw_on_time(self) -> None:
+        """Draw a frame; the next one is due when this one has been paid for."""
+        began = time.perf_counter()
+        self._draw()
+        drawn = time.perf_counter()
+        self._next_frame = drawn + max(1 / FRAMES_PER_SECOND, (drawn - began) / self._overhead)
 
     def _draw(self) -> None:
         self._frames.draw(self.lines())

@@ -108,7 +108,7 @@ def test_what_was_inserted_and_deleted_between_two_frames_is_never_shown(monkeyp
     now = 0.0
     monkeypatch.setattr(live, "time", SimpleNamespace(perf_counter=lambda: now, sleep=lambda seconds: None))
     terminal = Terminal()
-    with view_of(terminal, [encode("ab")]) as view:
+    with view_of(terminal, [encode("ab")], pauses=0.0) as view:
         view.show(edit_step(0, "ab"))
         view.show(edit_step(1, "axb", Edit("insert", 0, None, 120)))  # not drawn: too soon
         now += 10.0
