@@ -167,24 +167,30 @@ def are_greedy(
         begun.setdefault((*given, *[denoiser.mask_token_id] * len(target)), []).append(number)
     sampler_class = MDLMSampler if block_size is None else BD3LMSampler
     sampler = sampler_class(denoiser, block_size=block_size, guidance_scale=guidance_scale)
-    left = _still_right(sampler, _still_right(sampler, begun, wanted, steps=1), wanted, steps=None)
-    right = {number for numbers in left.values() for number in numbers}
+    right, begun = _still_right(sampler, begun, wanted, steps=1)
+    right |= _still_right(sampler, begun, wanted, steps=None)[0]
     return [number in right for number in range(len(texts))]
 
 
 def _still_right(
     sampler: Sampler, begun: Mapping[tuple[int, ...], Sequence[int]], wanted: Mapping[int, Tensor], steps: int | None
-) -> dict[tuple[int, ...], list[int]]:
-    """Fill canvases, and keep those with the numbers of the texts that agree with what was written.
+) -> tuple[set[int], dict[tuple[int, ...], list[int]]]:
+    """Fill canvases, and see which texts agree with what was written.
 
     Args:
         begun: canvas -> numbers of the texts that it may become.
         wanted: number -> text (L,).
         steps: at most so many; None: until all are done or wrong.
+
+    Returns:
+        The numbers of texts that were written to their end; canvases with masks left, with those that they may become.
     """
     if not begun:
-        return {}
-    left = [list(numbers) for numbers in begun.values()]
+        return set(), {}
+    left, masks = (
+        [list(numbers) for numbers in begun.values()],
+        [c.count(sampler.denoiser.mask_token_id) for c in begun],
+    )
     # Infilling, because a prefix may be empty and a prompt may not.
     state = sampler.start_infill([list(canvas) for canvas in begun])
     while not state.finished and any(left) and (steps is None or state.index < steps):
@@ -193,7 +199,10 @@ def _still_right(
         for row, numbers in enumerate(left):
             at = committed[row].nonzero()[:, 0]
             left[row] = [number for number in numbers if torch.equal(ids[row, at], wanted[number][at])]
-    return {canvas: numbers for canvas, numbers in zip(begun, left, strict=True) if numbers}
+            masks[row] -= len(at)
+    rows = list(zip(begun, left, masks, strict=True))
+    done = {number for _, numbers, open_ in rows if not open_ for number in numbers}
+    return done, {canvas: numbers for canvas, numbers, open_ in rows if open_ and numbers}
 
 
 def masked_logits(
