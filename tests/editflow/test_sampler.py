@@ -251,6 +251,20 @@ def test_steps_say_what_was_written():
     assert any(state.made)
 
 
+def test_how_sure_an_edit_is_is_its_rate_times_its_tokens_share():
+    denoiser, draft = editor(), [BOS, 1, 2, 3, 4]
+    state, _, _ = run(EditFlowSampler(denoiser, mode="threshold", threshold=0.05, max_passes=1), [draft])
+    assert {op.kind for op in state.operations[0]} == {"substitute", "delete", "insert"}
+    for op in state.operations[0]:
+        own, before = draft[op.position], draft[max(op.position - 1, 0)]
+        logits = denoiser.model.embedding.weight[own] + 0.5 * denoiser.model.embedding.weight[before]
+        logits = logits.detach().clone()
+        logits[[MASK, PAD, BOS, END, *([own] if op.kind == "substitute" else [])]] = -torch.inf
+        share = 1.0 if op.kind == "delete" else logits.softmax(-1).max().item()
+        rate = denoiser.model.rates[own, before, ("substitute", "delete", "insert").index(op.kind)].item()
+        assert op.probability == pytest.approx(rate * share, rel=1e-4)
+
+
 def test_counts_are_those_of_the_model():
     for options in ({}, {"guidance_scale": 1.0}, {"mode": "one", "threshold": 0.2, "max_passes": 9}):
         denoiser = editor()

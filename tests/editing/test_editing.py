@@ -225,3 +225,20 @@ def test_edits_at_both_ends_of_a_long_text_are_counted_near_the_diagonal():
     after = [1, *map(int, before[1:-1]), 5, 6]
     assert edit_distance(before, after) == 3
     assert compared < 4000 * 10  # of 16,000,000 pairs
+
+
+def test_a_token_over_a_border_is_locked_and_borders_are_open():
+    text = "a ret b"
+    draft = tokenized(text, tokenizer())
+    tokens = [text[slice(*span)] for span in draft.spans]
+    place = tokens.index("ret")
+    cut = lay_out([], draft, [Span(0, 3)], [], window=Span(0, len(text)))
+    assert cut.locked == [each >= place for each in range(len(tokens))]
+    kept = lay_out([], draft, [Span(0, len(text))], [Span(2, 5)], window=Span(0, len(text)))
+    assert kept.locked == [each == place for each in range(len(tokens))]
+    assert all(kept.gaps)  # before and behind what is protected, too
+
+
+def test_names_with_blanks_end_with_a_tab_as_git_writes_them():
+    assert unified_diff("a\n", "b\n", "a b.py").startswith("--- a/a b.py\t\n+++ b/a b.py\t\n@@")
+    assert unified_diff("a\n", "b\n", "a.py").startswith("--- a/a.py\n+++ b/a.py\n@@")
