@@ -187,10 +187,8 @@ def _still_right(
     """
     if not begun:
         return set(), {}
-    left, masks = (
-        [list(numbers) for numbers in begun.values()],
-        [c.count(sampler.denoiser.mask_token_id) for c in begun],
-    )
+    left = [list(numbers) for numbers in begun.values()]
+    masks = [canvas.count(sampler.denoiser.mask_token_id) for canvas in begun]
     # Infilling, because a prefix may be empty and a prompt may not.
     state = sampler.start_infill([list(canvas) for canvas in begun])
     while not state.finished and any(left) and (steps is None or state.index < steps):
