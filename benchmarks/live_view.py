@@ -22,6 +22,7 @@ from rich.console import Console
 
 import dllm_core as dllm
 from dllm_core.display.run_view import view_of_run
+from dllm_core.evaluation.benchmark import machine
 
 RESULTS = Path(__file__).parent / "results" / "live-view-cpu.json"
 BUNDLED = "llada-tiny"
@@ -85,7 +86,7 @@ def main() -> None:
     bundled = dllm.load(BUNDLED, device="cpu")
     models = {"bundled": bundled, "larger": larger(bundled)}
     results = [measure(name, denoiser, arguments.rounds) for name, denoiser in models.items()]
-    record = {"torch": torch.__version__, "threads": torch.get_num_threads(), "results": results}
+    record = {"machine": machine(), "results": results}
     arguments.output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(record, indent=2))
 
