@@ -97,8 +97,7 @@ def command(
 
         check_recipe(resolved, elsewhere=job.is_wanted)
     if dry_run:
-        plan = _plan(place.counted(), job, ctx.params) if starts_others else ""
-        _say_plan(resolved, plan, as_json=as_json)
+        _say_plan(resolved, _plan(place.counted(), job, ctx.params) if starts_others else "", as_json=as_json)
     elif starts_others:
         ctx.exit(_start(place.counted(), job, ctx.params))
     else:

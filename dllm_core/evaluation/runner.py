@@ -22,7 +22,7 @@ from unittest import mock
 
 import datasets
 from lm_eval import simple_evaluate
-from tqdm import tqdm
+from lm_eval.api import task as lm_eval_task
 
 from dllm_core.evaluation.bridge import DiffusionLM
 from dllm_core.evaluation.code_tasks import allowed, refuse_code
@@ -238,10 +238,10 @@ def _ask(
 @contextmanager
 def _lm_eval_aside() -> Iterator[None]:
     """Nothing of what lm-eval prints gets in between our results, and its bars are for terminals; nor does it fork."""
-    bar = functools.partial(tqdm, leave=False, disable=None)
+    bar = functools.partial(lm_eval_task.tqdm, leave=False, disable=None)
     with (
         contextlib.redirect_stdout(sys.stderr if sys.stderr.isatty() else io.StringIO()),
-        mock.patch("lm_eval.api.task.tqdm", functools.partial(bar, desc="Prompts")),
+        mock.patch.object(lm_eval_task, "tqdm", functools.partial(bar, desc="Prompts")),
         mock.patch("tqdm.tqdm", bar),  # what its bootstrap imports when it runs
         mock.patch.dict(os.environ, {"DISABLE_MULTIPROC": "1"}),  # one chunk of bootstraps needs no pool
     ):

@@ -54,7 +54,7 @@ def is_isolated() -> bool:
         ("import socket; socket.create_connection(('127.0.0.1', 9))", "socket.getaddrinfo is not allowed"),
         ("import socket; socket.socket().connect(('127.0.0.1', 9))", "is not allowed"),
         ("import asyncio\nasync def f(): return 3\nassert asyncio.run(f()) == 3", ""),
-        ("import socket; a, b = socket.socketpair(); a.connect('/tmp/x')", "socket.connect is not allowed"),
+        ("import socket; a, b = socket.socketpair(); a.connect('x')", "socket.connect is not allowed"),
         ("open('/proc/self/environ')", "environment"),
         ("open('own', 'w').write('x'); assert open('own').read() == 'x'", ""),
         ("open('own', 'wb').write(bytes(1 << 22))", "OSError"),
