@@ -114,11 +114,17 @@ def assert_equal(got: dict[str, Tensor], want: dict[str, Tensor], tolerance: flo
 
 
 def assert_as_exact(got: dict[str, Tensor], want: dict[str, Tensor], exact: dict[str, Tensor]) -> None:
-    """Of two results in 16 bits the one is no further from the exact one than the other, beyond luck."""
+    """Of two results in 16 bits the one is no further from the exact one than the other, beyond luck.
+
+    A single matrix may be luckier on one processor than on another (1.37 was seen), all of them together hardly.
+    """
     assert got.keys() == want.keys() == exact.keys()
+    ratios = []
     for name, value in exact.items():
         errors = [(each[name].to(value.dtype) - value).norm() for each in (got, want)]
-        assert errors[0] <= 1.3 * errors[1] + 1e-6 * value.norm(), name
+        assert errors[0] <= 1.5 * errors[1] + 1e-6 * value.norm(), name
+        ratios.append((errors[0] + 1e-6 * value.norm()) / (errors[1] + 1e-6 * value.norm()))
+    assert torch.stack(ratios).log().mean().exp() <= 1.1  # the geometric mean: no matrix counts more than another
 
 
 def check_numbers(shifted: bool = False, model: str = "llama") -> None:
