@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from safetensors import SafetensorError
 from dllm_core import registry
 from dllm_core.errors import DllmError, ModelLoadError, OptionError
 from dllm_core.models.adapter import ModelAdapter
+from dllm_core.models.attention import FLEX
 from dllm_core.models.denoiser import Denoiser, known_ids
 from dllm_core.models.lora import CONFIG_FILE, adapter_config, adapter_folder, load_lora, quantization
 
@@ -57,7 +59,8 @@ def load(
         load_in_4bit: quantise the layers to 4 bits while they load (bitsandbytes, NF4); also on the CPU.
         lora: folder or hub id of a LoRA adapter that was trained on this checkpoint. Its tokenizer, where it has one,
             is the one that is used.
-        attn_implementation: ``"sdpa"``, ``"eager"``, a flash attention, or ``"flex_attention"``.
+        attn_implementation: ``"sdpa"``, ``"eager"``, a flash attention, or ``"flex_attention"`` (for GPUs; warns on
+            the CPU).
         logits_are_shifted: overrides the shift that the checkpoint's config.json or its family declares.
         revision: branch, tag or commit of a hub id.
 
@@ -66,8 +69,8 @@ def load(
             model.
         OptionError: an unknown device, dtype or attention implementation, or a package that is not installed.
     """
-    _check_implementation(attn_implementation)
     target = pick_device(device)
+    _check_implementation(attn_implementation, target)
     torch_dtype = _dtype_on(target, dtype)
     adapter_files = None if lora is None else adapter_folder(lora)
     path = resolve_path(name_or_path)
@@ -94,10 +97,16 @@ def load(
     return load_lora(denoiser, adapter_files, keep_shift=logits_are_shifted is not None)
 
 
-def _check_implementation(attn_implementation: str | None) -> None:
+def _check_implementation(attn_implementation: str | None, device: torch.device) -> None:
     if attn_implementation is not None and attn_implementation not in IMPLEMENTATIONS:
         raise OptionError(
             f"attn_implementation must be one of {', '.join(IMPLEMENTATIONS)}, got {attn_implementation!r}"
+        )
+    if attn_implementation == FLEX and device.type == "cpu":
+        warnings.warn(
+            "torch computes flex_attention wrongly on some CPUs, where the number of keys is 8 more than a multiple of "
+            "16; use attn_implementation='sdpa' there",
+            stacklevel=3,
         )
 
 

@@ -132,7 +132,8 @@ def test_flex_attention_writes_the_same(policy):
     flex = dllm.load(
         GOLDENS / "qwen3", dtype="float32", special_ids=special_ids, attn_implementation="flex_attention", device="cpu"
     )
-    options = {"max_new_tokens": 12, "block_size": 4, "cache": policy}
+    # Blocks of 5: of 8 keys torch 2.13 computes another attention on a CPU whose vectors hold 8 numbers.
+    options = {"max_new_tokens": 12, "block_size": 5, "cache": policy}
     want, got = (
         dllm.BD3LMSampler(each, **options).sample([[1, 2, 3], [4]]) for each in (denoiser("qwen3", False), flex)
     )

@@ -184,6 +184,12 @@ def test_bad_options(checkpoint, options, error, words):
     refuses(checkpoint, error, words, **options)
 
 
+def test_flex_attention_on_the_cpu_warns():
+    warns = pytest.warns(UserWarning, match="^torch computes flex_attention wrongly .* use attn_implementation='sdpa'")
+    with warns, pytest.raises(ModelLoadError):
+        dllm.load("no/such-folder", device="cpu", attn_implementation="flex_attention")
+
+
 def test_an_attention_implementation_that_is_not_installed(checkpoint):
     if find_spec("flash_attn"):
         pytest.skip("it is installed here")
