@@ -6,16 +6,16 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from rich.live import Live
 from rich.text import Text
 
+from dllm_core.display.frames import Frames
+from dllm_core.display.live import FRAMES_PER_SECOND
 from dllm_core.display.text import STYLES as LIVE
 from dllm_core.display.text import Age, fold, glyphs_for, progress_text, shown_as
 
 if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.console import Console
 
-FRAMES_PER_SECOND = 20
 # Those of the live view, which differ by form as well as by colour.
 STYLES = {"insert": LIVE[Age.INSERTED], "substitute": LIVE[Age.REPLACED], "delete": LIVE[Age.DELETED]}
 HEAT = ((0.75, "bold white on red"), (0.5, "black on bright_red"), (0.25, "black on yellow"), (0.1, "underline"))
@@ -45,36 +45,38 @@ class EditView:
 
     def __init__(self, console: Console, session: Editing) -> None:
         self._session = session
-        self._live = Live(console=console, transient=True, auto_refresh=False, vertical_overflow="crop")
+        self._console = console
+        self._frames = Frames(console)
         self._next_frame = 0.0
         self._steps = 0
 
     def __enter__(self) -> EditView:
         self._began = time.perf_counter()
-        self._live.start()
-        self._live.update(self, refresh=True)
+        self._frames.__enter__()
+        self._frames.draw(self.lines())
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._live.stop()
+    def __exit__(self, *error: object) -> None:
+        self._frames.__exit__(*error)
 
     def show(self) -> None:
         """Take note of a step, and draw it where a frame is due."""
         self._steps += 1
-        now = time.perf_counter()
-        if now >= self._next_frame:
-            self._live.update(self, refresh=True)
+        if time.perf_counter() >= self._next_frame:  # the first step is always drawn: short edits have few
+            self._frames.draw(self.lines())
             self._next_frame = time.perf_counter() + 1 / FRAMES_PER_SECOND
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        glyphs = glyphs_for(console.encoding)
-        text = marked_text(self._session.marked, console.encoding)
-        height = max(console.size.height - 3, 1)
-        yield from _around_edits(fold(text, options.max_width), height)
-        yield Text()
+    def lines(self) -> list[Text]:
+        """The lines of the frame now, none longer than the terminal is wide."""
+        encoding, size = self._console.encoding, self._console.size
+        text = marked_text(self._session.marked, encoding)
         elapsed = time.perf_counter() - self._began
         parts = [f"{self._session.made} edits", f"step {self._steps}", f"{elapsed:.1f} s"]
-        yield progress_text(done=0.0, parts=parts, width=options.max_width, glyphs=glyphs, bar_width=0)
+        said = progress_text(done=0.0, parts=parts, width=size.width, glyphs=glyphs_for(encoding), bar_width=0)
+        lines = [*_around_edits(fold(text, size.width), max(size.height - 3, 1)), Text(), said]
+        for line in lines:
+            line.truncate(size.width, overflow="crop")
+        return lines
 
 
 def marked_text(parts: Sequence[tuple[str, str]], encoding: str) -> Text:
