@@ -117,9 +117,10 @@ def check_against_model(options: MaskedOptions, cache: CachePolicy, denoiser: De
         if not getattr(denoiser.adapter, capability):
             raise OptionError(f"{type(denoiser.adapter).__name__} {_LACKS[capability]}")
     if attention not in cache.serves:
+        fitting = "block" if attention == BLOCK_CAUSAL and denoiser.adapter.supports_kv_cache else "none"
         raise OptionError(
             f"cache={options.cache!r} is for {' or '.join(cache.serves)} attention, this sampler's is {attention}; "
-            "use cache='none'"
+            f"use cache={fitting!r}"
         )
     if attention == BLOCK_CAUSAL and options.suffix_window is not None:
         raise OptionError("blocks that look back only see no masks behind them; leave suffix_window out")

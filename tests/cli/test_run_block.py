@@ -31,6 +31,7 @@ def test_finished_blocks_are_kept_and_the_text_is_that_of_no_cache(capsys):
     [
         ([*SUM, "-o", "block_grid=left"], "block_grid must be one of absolute, completion; got 'left'"),
         (["run", "hi", "--model", "llada-tiny", "-o", "cache=block"], "is for block_causal attention"),
+        (["run", "hi", "--sampler", "bd3lm", "-o", "cache=fastdllm/dual"], "block_causal; use cache='block'"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(capsys, arguments, words):
