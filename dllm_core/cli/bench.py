@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from dllm_core import registry
-from dllm_core.cli.completing import components, devices, dtypes, models
+from dllm_core.cli.completing import components, device_and_dtype, models
 from dllm_core.cli.prompts import Request, parse_record, read_requests
 from dllm_core.cli.run import (
     DEFAULT_SAMPLER,
@@ -97,12 +97,7 @@ Examples:
 @click.option("--batch-size", type=int, default=1, show_default=True, help="Prompts that are generated together.")
 @click.option("--repeats", type=int, default=3, show_default=True, help="The times are medians over so many.")
 @click.option("--chat/--raw", default=None, help="Prompt through the chat template, or as it is. Default: chat if any.")
-@click.option(
-    "--device", shell_complete=devices, default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps ..."
-)
-@click.option(
-    "--dtype", shell_complete=dtypes, default="auto", show_default=True, help="auto, float32, bfloat16, float16."
-)
+@device_and_dtype
 @click.option("--json", "as_json", is_flag=True, help="One JSON object: settings, machine, versions, figures, texts.")
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False), metavar="DIR", help=f"Write {RESULTS}.")
 @click.option(

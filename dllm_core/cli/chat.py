@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dllm_core import registry
-from dllm_core.cli.completing import components, devices, dtypes, models
+from dllm_core.cli.completing import components, device_and_dtype, models
 from dllm_core.cli.errors import fitted, say_error
 from dllm_core.cli.line_editing import remembered_lines
 from dllm_core.cli.run import SamplerChoice, choose_model, default_length, load_model, wants_view
@@ -44,12 +44,7 @@ PROMPT = "> "
 )
 @click.option("-o", "assignments", multiple=True, metavar="KEY=VALUE", help="A sampler option; may be repeated.")
 @click.option("--system", metavar="TEXT", help="System message.")
-@click.option(
-    "--device", shell_complete=devices, default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps ..."
-)
-@click.option(
-    "--dtype", shell_complete=dtypes, default="auto", show_default=True, help="auto, float32, bfloat16, float16."
-)
+@device_and_dtype
 @click.option("--live/--no-live", default=None, help="Watch the text appear. Default: on a terminal.")
 def command(
     model: str | None,

@@ -53,6 +53,17 @@ devices = words("auto", "cpu", "cuda", "mps")
 dtypes = words("auto", "float32", "bfloat16", "float16")
 
 
+def device_and_dtype(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of every command that loads a model, --device and --dtype."""
+    device = click.option(
+        "--device", shell_complete=devices, default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps ..."
+    )
+    dtype = click.option(
+        "--dtype", shell_complete=dtypes, default="auto", show_default=True, help="auto, float32, bfloat16, float16."
+    )
+    return device(dtype(command))
+
+
 def components(kind: str) -> Complete:
     """The installed components of a kind, for instance ``sampler``, by name."""
 

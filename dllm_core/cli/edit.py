@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dllm_core import registry
-from dllm_core.cli.completing import devices, dtypes
+from dllm_core.cli.completing import device_and_dtype
 from dllm_core.cli.run import wants_view
 from dllm_core.config import at_least, one_of, parse_assignments
 from dllm_core.errors import ModelLoadError, OptionError, PromptError, UnknownComponentError
@@ -74,12 +74,7 @@ class EditArguments:
 @click.option("--replay", type=click.Path(path_type=Path), metavar="LOG", help="Make the edits of a log again.")
 @click.option("--undo", type=click.Path(path_type=Path), metavar="LOG", help="Take the edits of a log back.")
 @click.option("--live/--no-live", default=None, help="Watch the edits. Default: on a terminal.")
-@click.option(
-    "--device", shell_complete=devices, default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps ..."
-)
-@click.option(
-    "--dtype", shell_complete=dtypes, default="auto", show_default=True, help="auto, float32, bfloat16, float16."
-)
+@device_and_dtype
 def command(**given: Any) -> None:
     """Mend FILE with a model that inserts, deletes and substitutes.
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dllm_core import registry
-from dllm_core.cli.completing import components, devices, dtypes, models
+from dllm_core.cli.completing import components, device_and_dtype, models
 from dllm_core.cli.run import DEFAULT_SAMPLER, is_here
 from dllm_core.config import at_least, parse_assignments
 from dllm_core.errors import OptionError
@@ -105,12 +105,7 @@ Examples:
 @click.option("--likelihood", metavar="KIND", help="masked, or block for block diffusion. Default: the sampler's.")
 @click.option("--add-bos/--no-bos", default=None, help="Beginning-of-sequence token. Default: as the tokenizer does.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of all noise.")
-@click.option(
-    "--device", shell_complete=devices, default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps ..."
-)
-@click.option(
-    "--dtype", shell_complete=dtypes, default="auto", show_default=True, help="auto, float32, bfloat16, float16."
-)
+@device_and_dtype
 @click.option("--data-dir", type=click.Path(path_type=Path), metavar="DIR", help="Local files: NAME/SPLIT.jsonl.")
 @click.option("--include", multiple=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder of own tasks.")
 @click.option(

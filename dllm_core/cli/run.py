@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from dllm_core import registry
-from dllm_core.cli.completing import components, devices, dtypes, models, plugins
+from dllm_core.cli.completing import components, device_and_dtype, models, plugins
 from dllm_core.cli.prompts import BLANK, Request, read_requests
 from dllm_core.config import at_least, parse_assignments
 from dllm_core.errors import ModelLoadError, OptionError, PromptError, UnknownComponentError, did_you_mean
@@ -105,12 +105,7 @@ Examples:
 @click.option("--seed", type=int, help="Of the noise, where there is any.  [default: 0]")
 @click.option("--chat/--raw", default=None, help="Prompt through the chat template, or as it is. Default: chat if any.")
 @click.option("--system", metavar="TEXT", help="System message of the chat.")
-@click.option(
-    "--device", shell_complete=devices, default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps ..."
-)
-@click.option(
-    "--dtype", shell_complete=dtypes, default="auto", show_default=True, help="auto, float32, bfloat16, float16."
-)
+@device_and_dtype
 @click.option("--batch-size", type=int, default=8, show_default=True, help="Prompts that are generated together.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a prompt: text, counts, options.")
 @click.option("--live/--no-live", default=None, help="Watch the text appear. Default: on a terminal.")
